@@ -1,0 +1,1 @@
+"""Measurements: each bench_*.py runs alone (python -m benchmarks.bench_x) and prints its table."""
