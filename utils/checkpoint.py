@@ -1,0 +1,309 @@
+"""MAGMA checkpoints: a lazy reader of every published form, and a writer of random ones.
+
+A checkpoint is a mapping from canonical names (`utils.checkpoint_layout`) to read-only arrays.
+float16 and float32 arrays are views of the mapped file: opening reads the directory, and an array's
+pages are read when its numbers are.
+
+As a program it writes a random checkpoint of a preset's sizes::
+
+    python -m utils.checkpoint --config magma_v1_500 mp_rank_00_model_states.pt
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from utils.checkpoint_files import StoredTensor, open_tensors, same_content, total_bytes
+from utils.checkpoint_layout import (
+    PUBLISHED_POSITIONS,
+    WORD_EMBEDDING,
+    AdapterLayout,
+    TensorEntry,
+    canonical_name,
+    check_family,
+    configured_layout,
+    detect_layout,
+    embedding_row_counts,
+    expected_tensors,
+    is_ignored,
+    model_sizes,
+)
+from utils.checkpoint_writer import write_random_checkpoint
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from config.config import MagmaConfig
+
+__all__ = ["Checkpoint", "open_checkpoint", "write_random_checkpoint"]
+
+
+class Checkpoint(Mapping[str, npt.NDArray[Any]]):
+    """Lazy, read-only mapping from canonical names to arrays.
+
+    Attributes:
+        path: what was opened.
+        layout: the adapter layout that the names show.
+        ignored: names in the file that no model uses and that do no harm.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+        """Use `open_checkpoint`."""
+        self.path = path
+        self.ignored = tuple(name for name in tensors if is_ignored(name))
+        self._tensors = _resolve_aliases(path, tensors)
+        self.layout: AdapterLayout = detect_layout(self._tensors)
+        self._unused: set[str] = set(self._tensors)
+        self._embedding_rows: int | None = None
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """The array of a canonical name.
+
+        A view of the mapped file; bfloat16 and float64 are converted to a float32 copy.
+
+        Raises:
+            UserError: the checkpoint lacks it.
+        """
+        array = self._stored(name).read()
+        if name == WORD_EMBEDDING and self._embedding_rows not in (None, array.shape[0]):
+            array = _fit_rows(array, self._embedding_rows)
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the checkpoint holds a canonical name."""
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        """Canonical names in the file's order."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Number of canonical names."""
+        return len(self._tensors)
+
+    def names(self) -> tuple[str, ...]:
+        """Canonical names in the file's order, without the ignored ones."""
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the array that a canonical name gives, without reading it."""
+        shape = self._stored(name).shape
+        if name == WORD_EMBEDDING and self._embedding_rows is not None:
+            return (self._embedding_rows, *shape[1:])
+        return shape
+
+    def dtype(self, name: str) -> str:
+        """The stored type of a canonical name: float16, bfloat16, float32, bool, ..."""
+        return self._stored(name).dtype
+
+    def take(self, name: str) -> npt.NDArray[Any]:
+        """The array of a canonical name, marked as used.
+
+        Raises:
+            UserError: the checkpoint lacks it.
+            ValueError: it was taken before.
+        """
+        array = self[name]
+        if name not in self._unused:
+            raise ValueError(f"{self.path}: {name} is used twice")
+        self._unused.remove(name)
+        return array
+
+    def leftover(self) -> tuple[str, ...]:
+        """Names that were not taken and are no recomputable buffers or counters."""
+        return tuple(n for n in self._tensors if n in self._unused and not _may_be_unused(n))
+
+    def size_bytes(self) -> int:
+        """Bytes of stored tensor data, counting shared storage once."""
+        return total_bytes(self._tensors.values())
+
+    def validate(self, config: MagmaConfig) -> None:
+        """Checks that the checkpoint is exactly what ``config`` describes.
+
+        From then on the word embedding has the configured number of rows.
+
+        Raises:
+            UserError: another model or layout, other sizes; or keys that are missing, extra or
+                misshapen: the first ones, how many, what was expected and found.
+        """
+        if not any(name.startswith(("lm.", "image_prefix.")) for name in self._tensors):
+            raise UserError(f"{self.path}: holds no MAGMA tensors ({_some(self._tensors)})")
+        check_family(self._tensors, self.path)
+        self._check_layout(configured_layout(config))
+        self._check_sizes(config)
+        expected = expected_tensors(config, positions=self._positions())
+        self._check_names(expected)
+        self._check_shapes(expected, embedding_row_counts(config))
+        self._check_dtypes(expected)
+        self._embedding_rows = config.transformer.embedding.real_vocab_size
+
+    def _stored(self, name: str) -> StoredTensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise UserError(f"{self.path}: lacks the tensor {name}") from None
+
+    def _positions(self) -> int:
+        for name, tensor in self._tensors.items():
+            if name.endswith(".attention.bias") and len(tensor.shape) == 4:
+                return tensor.shape[-1]
+            if name.endswith(".attention.sin") and len(tensor.shape) == 2:
+                return tensor.shape[0]
+        return PUBLISHED_POSITIONS
+
+    def _check_layout(self, wanted: AdapterLayout) -> None:
+        self.layout.require_supported(self.path)
+        if not any(name.startswith("lm.transformer.h.") for name in self._tensors):
+            return  # the missing names say more
+        found, asked = self.layout.mlp, wanted.mlp
+        if (found is None) != (asked is None):
+            mode = "None" if found is None else found.kind
+            raise UserError(
+                f"{self.path}: its adapter layout is {self.layout.describe()}, the configuration "
+                f"asks for {wanted.describe()}; set transformer.ff_adapter.mode to {mode}"
+            )
+        if found and asked and found.layer_norm != asked.layer_norm:
+            with_or_without = "with" if found.layer_norm else "without"
+            raise UserError(
+                f"{self.path}: its adapters come {with_or_without} a layer norm; "
+                f"set transformer.ff_adapter.layer_norm to {found.layer_norm}"
+            )
+
+    def _check_sizes(self, config: MagmaConfig) -> None:
+        """Names differing sizes of the whole model, rather than a thousand misshapen tensors."""
+        found = model_sizes({name: t.shape for name, t in self._tensors.items()})
+        asked = model_sizes({n: e.shape for n, e in expected_tensors(config).items()})
+        different = [
+            f"{field} = {size} (the configuration says {asked[field]})"
+            for field, size in found.items()
+            if size != asked[field]
+        ]
+        if different:
+            raise UserError(
+                f"{self.path}: holds a model of other sizes: {', '.join(different)}; "
+                "choose the preset that this checkpoint was made for"
+            )
+
+    def _check_names(self, expected: Mapping[str, TensorEntry]) -> None:
+        missing = [n for n, e in expected.items() if e.kind.required and n not in self._tensors]
+        if missing:
+            raise UserError(
+                f"{self.path}: {_count(missing, 'tensor')} missing: {_some(missing)}; "
+                "get the whole checkpoint, or choose the preset that it was made for"
+            )
+        extra = [name for name in self._tensors if name not in expected]
+        if extra:
+            raise UserError(
+                f"{self.path}: {_count(extra, 'tensor')} unknown: {_some(extra)}; "
+                "the checkpoint is of another model, or of another preset"
+            )
+
+    def _check_shapes(
+        self, expected: Mapping[str, TensorEntry], row_counts: Collection[int]
+    ) -> None:
+        wrong = []
+        for name, tensor in self._tensors.items():
+            shape = expected[name].shape
+            allowed = [shape]
+            if name == WORD_EMBEDDING:
+                allowed = [(rows, *shape[1:]) for rows in row_counts]
+            if not expected[name].kind.required and shape == ():
+                allowed.append((1,))
+            if tensor.shape not in allowed:
+                wrong.append(f"{name} is {tensor.shape}, expected {shape}")
+        if wrong:
+            raise UserError(
+                f"{self.path}: {_count(wrong, 'tensor')} of the wrong shape: {_some(wrong)}; "
+                "choose the preset that this checkpoint was made for"
+            )
+
+    def _check_dtypes(self, expected: Mapping[str, TensorEntry]) -> None:
+        floats = ("float16", "bfloat16", "float32", "float64")
+        wrong = [
+            f"{name} is {tensor.dtype}"
+            for name, tensor in self._tensors.items()
+            if expected[name].kind.required and tensor.dtype not in floats
+        ]
+        if wrong:
+            raise UserError(
+                f"{self.path}: {_count(wrong, 'tensor')} of the wrong type: {_some(wrong)}; "
+                f"expected one of {', '.join(floats)}"
+            )
+
+
+def open_checkpoint(path: str | os.PathLike[str], config: MagmaConfig | None = None) -> Checkpoint:
+    """Opens a checkpoint without reading its tensors.
+
+    Args:
+        path: a ``.pt``, ``.bin`` or ``.pth`` file of PyTorch, with or without the level "module"; a
+            ``.safetensors`` file; an index (``*.index.json``); or a folder with one of them,
+            DeepSpeed's with a file ``latest`` included.
+        config: if given, the checkpoint is validated against it.
+
+    Returns:
+        The checkpoint under canonical names.
+
+    Raises:
+        UserError: one line for whatever is wrong with the file or, given ``config``, its contents.
+    """
+    checkpoint = Checkpoint(Path(path), open_tensors(path))
+    if config is not None:
+        checkpoint.validate(config)
+    return checkpoint
+
+
+def _resolve_aliases(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """One tensor per canonical name; two names of one tensor must agree."""
+    resolved: dict[str, StoredTensor] = {}
+    sources: dict[str, str] = {}
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    for name, tensor in tensors.items():
+        if is_ignored(name):
+            continue
+        canonical = canonical_name(name.removeprefix(prefix))
+        if canonical in resolved and not same_content(resolved[canonical], tensor):
+            raise UserError(
+                f"{path}: {sources[canonical]} and {name} are two names of one tensor "
+                "but hold different numbers; the checkpoint is damaged or was edited"
+            )
+        if canonical not in resolved or name == canonical:
+            resolved[canonical] = tensor
+            sources[canonical] = name
+    return resolved
+
+
+def _may_be_unused(name: str) -> bool:
+    buffers = ("bias", "masked_bias", "scale_attn", "sin", "cos")
+    path, _, last = name.rpartition(".")
+    return last == "num_batches_tracked" or (path.endswith(".attention") and last in buffers)
+
+
+def _fit_rows(array: npt.NDArray[Any], rows: int | None) -> npt.NDArray[Any]:
+    """Cuts surplus rows (a view) or appends zeros (a copy)."""
+    if rows is None or array.shape[0] >= rows:
+        return array[:rows]
+    fitted = np.zeros((rows, *array.shape[1:]), array.dtype)
+    fitted[: array.shape[0]] = array
+    fitted.flags.writeable = False
+    return fitted
+
+
+def _count(items: Collection[str], noun: str) -> str:
+    return f"{len(items)} {noun} is" if len(items) == 1 else f"{len(items)} {noun}s are"
+
+
+def _some(items: Collection[str]) -> str:
+    first = list(items)[:3]
+    return ", ".join(first) + (", …" if len(items) > len(first) else "")
+
+
+if __name__ == "__main__":
+    from utils.checkpoint_writer import main
+
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Files that are complete or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import UserError
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str], needed_bytes: int = 0) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside ``path`` that takes its place when the block ends well.
+
+    Args:
+        path: the final name; a file of that name is replaced.
+        needed_bytes: bytes that will be written, checked against the free space first.
+
+    Yields:
+        The open file, binary, readable, seekable. On any error it is removed and nothing appears
+        under the final name.
+
+    Raises:
+        UserError: the folder is missing, not writable or too full.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: cannot write the file, it is a folder; name a file inside it")
+    folder = path.parent
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        free_bytes = shutil.disk_usage(folder).free
+        if needed_bytes > free_bytes:
+            raise UserError(
+                f"{path}: no space left: {needed_bytes:,} bytes are needed, {free_bytes:,} are "
+                f"free in {folder}; free some or name another folder"
+            )
+        with temporary.open("x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the file: {_reason(error, needed_bytes)}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _reason(error: OSError, needed_bytes: int) -> str:
+    text = (error.strerror or str(error)).lower()
+    return f"{text} ({needed_bytes:,} bytes are needed)" if needed_bytes else text
