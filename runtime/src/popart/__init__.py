@@ -1,0 +1,58 @@
+"""Stand-ins for the few names of PopART that PopXL programs touch: exceptions, versions, options."""
+
+import logging
+
+from popart import session
+from popart._options import SessionOptions
+from popxl_torch.ir.errors import (
+    poplar_application_runtime_error,
+    poplar_exception,
+    poplar_recoverable_runtime_error,
+    poplar_runtime_error,
+    poplar_system_runtime_error,
+    poplar_unknown_runtime_error,
+    poplar_unrecoverable_runtime_error,
+    poplibs_exception,
+    popart_exception,
+    popart_internal_exception,
+    popart_runtime_error,
+)
+
+__all__ = [
+    "DeviceInfo",
+    "SessionOptions",
+    "getLogger",
+    "poplar_application_runtime_error",
+    "poplar_exception",
+    "poplar_recoverable_runtime_error",
+    "poplar_runtime_error",
+    "poplar_system_runtime_error",
+    "poplar_unknown_runtime_error",
+    "poplar_unrecoverable_runtime_error",
+    "poplibs_exception",
+    "popart_exception",
+    "popart_internal_exception",
+    "popart_runtime_error",
+    "session",
+    "versionString",
+]
+
+
+class DeviceInfo:
+    """A device that a session may run on. The engine makes them; programs only pass them on."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def detach(self) -> None:
+        """Nothing to release: devices are shared."""
+
+
+def versionString() -> str:  # noqa: N802 (the name is PopART's)
+    """Names the engine and the PopART version whose surface it provides."""
+    return "popxl-torch 0.1.0 (PopART 3.4 surface)"
+
+
+def getLogger(name: str = "popart") -> logging.Logger:  # noqa: N802
+    """A logger of Python's logging module."""
+    return logging.getLogger(name)

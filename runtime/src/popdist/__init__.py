@@ -1,0 +1,22 @@
+"""Queries of a distributed launch. Without one there is a single instance."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["getInstanceIndex", "getNumInstances", "isPopdistEnvSet"]
+
+
+def isPopdistEnvSet() -> bool:  # noqa: N802 (the names are popdist's)
+    """Whether a popdist launcher started this process. It sets the POPDIST_* variables."""
+    return "POPDIST_NUM_TOTAL_REPLICAS" in os.environ
+
+
+def getInstanceIndex() -> int:  # noqa: N802
+    """Index of this process among the instances."""
+    return int(os.environ.get("POPDIST_INSTANCE_INDEX", "0"))
+
+
+def getNumInstances() -> int:  # noqa: N802
+    """Number of processes in the launch."""
+    return int(os.environ.get("POPDIST_NUM_INSTANCES", "1"))

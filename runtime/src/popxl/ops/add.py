@@ -1,0 +1,37 @@
+"""Addition."""
+
+from __future__ import annotations
+
+from popxl.context import get_current_context, op_debug_context
+from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
+from popxl.tensor import Tensor
+from popxl_torch.ir.opdef import OpDef, define, elementwise, same
+
+define(OpDef("Add", elementwise, flops=lambda ins, outs, attrs: outs[0].nelms))
+define(OpDef("AddLhsInplace", same, pure="Add", writes=0))
+
+
+@op_debug_context
+def add(lhs: Tensor, rhs: Tensor) -> Tensor:
+    """Sum of two tensors, element by element, with NumPy's broadcasting.
+
+    Args:
+        lhs: any shape.
+        rhs: same dtype, broadcastable with ``lhs``.
+
+    Raises:
+        TypeError: an argument is not a Tensor.
+        ValueError: an argument is not in the current graph.
+        popart_exception: dtypes differ or shapes do not broadcast.
+    """
+    check_in_graph(get_current_context().graph, lhs=lhs, rhs=rhs)
+    check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs)
+    return _create_op("Add", [lhs, rhs], names=["add_out"])[0]
+
+
+@op_debug_context
+def add_(lhs: Tensor, rhs: Tensor) -> Tensor:
+    """Adds ``rhs`` to ``lhs`` in place; returns an alias of ``lhs``. See :func:`add`."""
+    check_in_graph(get_current_context().graph, lhs=lhs, rhs=rhs)
+    check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs)
+    return _create_op("AddLhsInplace", [lhs, rhs], names=["add_lhs_inplace_out"])[0]

@@ -1,0 +1,729 @@
+"""Tensors, variables, constants, and graph inputs and outputs."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+import numpy as np
+
+from popxl import dtypes
+from popxl.context import get_current_context
+from popxl.errors import UndefinedValue
+from popxl.replica_grouping import ReplicaGrouping
+from popxl.typing_ import NewAliasAnnotation
+from popxl.utils import to_numpy
+from popxl_torch.ir import records
+from popxl_torch.ir.errors import popart_exception
+
+if TYPE_CHECKING:
+    from popxl.ir import Ir
+    from popxl.remote_buffer import RemoteBuffer
+
+ScalarType = Union[int, builtins.float, builtins.bool]  # noqa: UP007 (programs import the names)
+HostTensor = Union[np.ndarray, Iterable[Any]]  # noqa: UP007
+host_tensor_types = (np.ndarray, np.generic, Iterable)
+HostScalarTensor = Union[HostTensor, ScalarType]  # noqa: UP007
+TILE_SET_MAP = {"compute": "Compute", "io": "IO"}
+
+
+class TensorSpec(Mapping):
+    """Shape, dtype and meta shape of a tensor, usable as keyword arguments of ``graph_input``."""
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: dtypes.dtype, meta_shape: tuple[int, ...] = ()
+    ) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.meta_shape = meta_shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field name to value."""
+        return {"shape": self.shape, "dtype": self.dtype, "meta_shape": self.meta_shape}
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values in order."""
+        return self.shape, self.dtype, self.meta_shape
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Any:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return 3
+
+    def __hash__(self) -> int:
+        return hash(self.to_tuple())
+
+    def __repr__(self) -> str:
+        return (
+            f"TensorSpec(shape={self.shape}, dtype={self.dtype}, meta_shape={self.meta_shape})"
+        )
+
+
+def _ops() -> Any:
+    import popxl.ops
+
+    return popxl.ops
+
+
+class Tensor:
+    """A value of a graph. Ops and the functions of this module make them."""
+
+    _value: records.Value
+    __array_ufunc__ = None
+    __iter__ = None
+    __contains__ = None
+
+    def __init__(self) -> None:
+        raise RuntimeError(f"{type(self).__name__} cannot be constructed directly.")
+
+    @classmethod
+    def _from_value(cls, value: records.Value) -> Tensor:
+        """The one Tensor object of an IR value."""
+        cache = value.graph.program.frontend._tensors
+        found = cache.get(value)
+        if found is None:
+            kind = {"variable": Variable, "constant": Constant}.get(value.kind, Tensor)
+            found = kind.__new__(kind)
+            found._value = value
+            cache[value] = found
+        return found
+
+    @classmethod
+    def _from_pb_tensor(cls, pb_tensor: Any) -> Tensor:
+        return cls._from_value(pb_tensor._record)
+
+    @property
+    def _pb_tensor(self) -> Any:
+        from popxl._handles import TensorHandle
+
+        return TensorHandle(self._value)
+
+    @property
+    def id(self) -> str:
+        """Full id, graph scope included."""
+        return self._value.id
+
+    @property
+    def name(self) -> str:
+        """Id without the graph's scope; name scopes stay."""
+        return self._value.name
+
+    @property
+    def scope(self) -> str:
+        """The graph's scope."""
+        return self._value.graph.id
+
+    @property
+    def dtype(self) -> dtypes.dtype:
+        """Data type."""
+        return dtypes.dtype.from_name(self._value.spec.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape on one replica."""
+        return self._value.spec.shape
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def nelms(self) -> int:
+        """Number of elements."""
+        return self._value.spec.nelms
+
+    @property
+    def meta_shape(self) -> tuple[int, ...]:
+        """Shape of the unsharded tensor if this is a shard, else ()."""
+        return self._value.spec.meta_shape
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Shape, dtype and meta shape."""
+        return TensorSpec(self.shape, self.dtype, self.meta_shape)
+
+    @property
+    def ir(self) -> Ir:
+        """The Ir that holds this tensor."""
+        return self._value.graph.program.frontend
+
+    @property
+    def ipu(self) -> int:
+        """Virtual IPU of the producer; UndefinedValue if unknown."""
+        if self._value.ipu is None:
+            raise UndefinedValue(f"The IPU of {self} is not known.")
+        return self._value.ipu
+
+    @property
+    def tile_set(self) -> Literal["compute", "io"]:
+        """Tile set of the producer; UndefinedValue if unknown."""
+        if self._value.tile_set is None:
+            raise UndefinedValue(f"The tile set of {self} is not known.")
+        return self._value.tile_set  # type: ignore[return-value]
+
+    @property
+    def in_sync_with_ipu(self) -> builtins.bool:
+        """Whether the host's copy of a variable is current."""
+        return not self.ir._stale
+
+    @property
+    def location_info(self) -> Any:
+        """Remote location of a variable: ``isRemote()`` and ``getRemoteBufferInfo()``."""
+        return _LocationInfo(self._value.data)
+
+    def strides(self, shape: Iterable[int] | None = None) -> tuple[int, ...]:
+        """Byte strides of a row-major tensor of ``shape`` (default: its own)."""
+        sizes = tuple(self.shape if shape is None else shape)
+        step = self.dtype.as_numpy().itemsize
+        result = []
+        for size in reversed(sizes):
+            result.append(step)
+            step *= size
+        return tuple(reversed(result))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}[{self.id} {self.dtype} {self.shape}]"
+
+    def __eq__(self, other: Any) -> builtins.bool:
+        return isinstance(other, Tensor) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return hash((self._value.graph.program.id, self.id))
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ValueError("Cannot get the length of a scalar.")
+        return self.shape[0]
+
+    def _operand(self, value: Any, dtype: dtypes.dtype | None = None) -> Tensor:
+        return Tensor._ensure_tensor(value, dtype or self.dtype)
+
+    @staticmethod
+    def _ensure_tensor(
+        value: Any, dtype: dtypes.dtype | None = None, raise_on_empty: builtins.bool = True
+    ) -> Tensor:
+        """``value`` itself if it is a Tensor, else a constant of it in the current graph."""
+        if isinstance(value, Tensor):
+            return value
+        data = to_numpy(value, dtype)
+        if raise_on_empty and data.size == 0:
+            raise ValueError("The value has 0 elements.")
+        return constant(data, dtype, downcast=dtype is None)
+
+    def __add__(self, other: Any) -> Tensor:
+        return _ops().add(self, self._operand(other))
+
+    def __radd__(self, other: Any) -> Tensor:
+        return _ops().add(self._operand(other), self)
+
+    def __iadd__(self, other: Any) -> Tensor:
+        _ops().add_(self, self._operand(other))
+        return self
+
+    def __sub__(self, other: Any) -> Tensor:
+        return _ops().sub(self, self._operand(other))
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _ops().sub(self._operand(other), self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return _ops().mul(self, self._operand(other))
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return _ops().mul(self._operand(other), self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return _ops().div(self, self._operand(other))
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _ops().div(self._operand(other), self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return _ops().fmod(self, self._operand(other))
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return _ops().fmod(self._operand(other), self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return _ops().pow(self, Tensor._ensure_tensor(other))
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return _ops().pow(Tensor._ensure_tensor(other), self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return _ops().matmul(self, self._operand(other))
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return _ops().matmul(self._operand(other), self)
+
+    def __and__(self, other: Any) -> Tensor:
+        return _ops().logical_and(self, self._operand(other))
+
+    def __rand__(self, other: Any) -> Tensor:
+        return _ops().logical_and(self._operand(other), self)
+
+    def __or__(self, other: Any) -> Tensor:
+        return _ops().logical_or(self, self._operand(other))
+
+    def __ror__(self, other: Any) -> Tensor:
+        return _ops().logical_or(self._operand(other), self)
+
+    def __invert__(self) -> Tensor:
+        return _ops().logical_not(self)
+
+    def __neg__(self) -> Tensor:
+        return _ops().negate(self)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """Ints and slices slice, int tensors gather rows, bool tensors zero what is not chosen."""
+        from popxl._indexing import index
+
+        return index(self, key)
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802 (the name is PopXL's)
+        """All axes reversed, as a new tensor."""
+        return _ops().transpose(self)
+
+    @property
+    def T_(self) -> Tensor:  # noqa: N802
+        """All axes reversed, as an alias."""
+        return _ops().transpose_(self)
+
+    def transpose(self, permutation: Iterable[int] | None = None) -> Tensor:
+        """See ``ops.transpose``."""
+        return _ops().transpose(self, permutation)
+
+    def transpose_(self, permutation: Iterable[int] | None = None) -> Tensor:
+        """See ``ops.transpose_``."""
+        return _ops().transpose_(self, permutation)
+
+    def reshape(self, shape: Iterable[int]) -> Tensor:
+        """See ``ops.reshape``."""
+        return _ops().reshape(self, shape)
+
+    def reshape_(self, shape: Iterable[int]) -> Tensor:
+        """See ``ops.reshape_``."""
+        return _ops().reshape_(self, shape)
+
+    def flatten(self) -> Tensor:
+        """See ``ops.flatten``."""
+        return _ops().flatten(self)
+
+    def flatten_(self) -> Tensor:
+        """See ``ops.flatten_``."""
+        return _ops().flatten_(self)
+
+    def detach(self) -> Tensor:
+        """See ``ops.detach``."""
+        return _ops().detach(self)
+
+    def detach_(self) -> Tensor:
+        """See ``ops.detach_``."""
+        return _ops().detach_(self)
+
+    def diag(self) -> Tensor:
+        """``flatten()[::columns + 1]`` (quirk: too long for matrices taller than columns + 1)."""
+        if self.rank != 2:
+            raise ValueError(f"diag needs a tensor of rank 2, {self} has rank {self.rank}.")
+        return self.flatten()[:: self.shape[1] + 1]
+
+    def copy_to_ipu(self, destination: int, source: int | None = None) -> Tensor:
+        """See ``ops.ipu_copy``."""
+        return _ops().ipu_copy(self, destination, source)
+
+
+TensorLike = Union[Tensor, HostScalarTensor]  # noqa: UP007
+TensorByRef = NewAliasAnnotation("TensorByRef", Tensor)
+
+
+class _LocationInfo:
+    def __init__(self, data: Any) -> None:
+        self._buffer = getattr(data, "buffer", None)
+        self._data = data
+
+    def isRemote(self) -> builtins.bool:  # noqa: N802
+        """Whether the tensor lives in a remote buffer."""
+        return self._buffer is not None
+
+    def isSharded(self) -> builtins.bool:  # noqa: N802
+        """Whether replicas hold shards."""
+        return getattr(self._data, "shard_over", 1) > 1
+
+    def getRemoteBufferInfo(self) -> tuple[int, int]:  # noqa: N802
+        """(buffer id, entry)."""
+        return self._buffer.id, self._data.entry
+
+
+class Constant(Tensor):
+    """A tensor whose value is part of the graph."""
+
+    def copy_to_ipu(self, dst: int, src: int) -> Tensor:  # type: ignore[override]
+        """See ``ops.ipu_copy``."""
+        return _ops().ipu_copy(self, dst, src)
+
+
+class Variable(Tensor):
+    """A tensor whose value lives across runs."""
+
+    _grouping: ReplicaGrouping
+
+    def __init__(self) -> None:
+        raise RuntimeError("Variable cannot be constructed directly; use popxl.variable.")
+
+    @property
+    def replica_grouping(self) -> ReplicaGrouping:
+        """Which replicas share a value."""
+        return self._grouping
+
+    @property
+    def _replica_grouping(self) -> ReplicaGrouping:
+        return self._grouping
+
+    @property
+    def retrieval_mode(self) -> Literal["one_per_group", "all_replicas"]:
+        """What reading the variable returns."""
+        return "all_replicas" if self._value.data.all_replicas else "one_per_group"
+
+    @property
+    def shape_on_host(self) -> tuple[int, ...]:
+        """(groups, \\*shape) if there are several replica groups, else the shape."""
+        groups = self._grouping.num_groups
+        return (groups, *self.shape) if groups > 1 else self.shape
+
+    @property
+    def shape_on_replica(self) -> tuple[int, ...]:
+        """Same as :attr:`shape`."""
+        return self.shape
+
+    def copy_to_ipu(self, dst: int, src: int) -> Tensor:  # type: ignore[override]
+        """See ``ops.ipu_copy``."""
+        return _ops().ipu_copy(self, dst, src)
+
+
+def _host_copy(
+    data: Any,
+    dtype: dtypes.dtype | None,
+    downcast: builtins.bool,
+    log2_scale: int | None,
+    nan_on_overflow: builtins.bool | None,
+) -> tuple[np.ndarray, dtypes.dtype]:
+    """Data for a variable: memory maps and read-only arrays are adopted, others are copied."""
+    if _is_fp8_array(data) and dtype is None:
+        raise TypeError("A float8 array needs an explicit dtype.")
+    read_only = isinstance(data, np.ndarray) and not data.flags.writeable
+    if read_only and not isinstance(data, np.memmap):
+        wanted = dtype.as_numpy() if dtype is not None else data.dtype
+        if data.dtype == wanted and (dtype is not None or not _would_downcast(data, downcast)):
+            return data, dtype or dtypes.dtype.as_dtype(data.dtype)
+    keep = isinstance(data, np.memmap)
+    array = to_numpy(data, dtype, downcast, not keep, log2_scale, nan_on_overflow)
+    return array, dtype or dtypes.dtype.as_dtype(array.dtype)
+
+
+def _would_downcast(data: np.ndarray, downcast: builtins.bool) -> builtins.bool:
+    from popxl.utils import downcast_np_dtypes
+
+    return downcast and data.dtype in downcast_np_dtypes
+
+
+def _is_fp8_array(data: Any) -> builtins.bool:
+    return isinstance(data, np.ndarray) and data.dtype in (
+        dtypes.np_dtype_float8_143,
+        dtypes.np_dtype_float8_152,
+    )
+
+
+def constant(
+    data: HostScalarTensor,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: builtins.bool = True,
+    log2_scale: int = None,  # type: ignore[assignment]
+    nan_on_overflow: builtins.bool = None,  # type: ignore[assignment]
+) -> Constant:
+    """A constant of the current graph.
+
+    Args:
+        data: see :func:`popxl.utils.to_numpy`.
+        dtype: data type; inferred (and downcast to 32 bit) if not given.
+        name: debug name.
+        downcast: see ``to_numpy``.
+        log2_scale: see ``to_numpy``.
+        nan_on_overflow: see ``to_numpy``.
+    """
+    if _is_fp8_array(data) and dtype is None:
+        raise TypeError("A float8 array needs an explicit dtype.")
+    array = to_numpy(data, dtype, downcast, True, log2_scale, nan_on_overflow)
+    dtype = dtype or dtypes.dtype.as_dtype(array.dtype)
+    graph = get_current_context().graph
+    spec = records.Spec(tuple(array.shape), dtype.name)
+    array.flags.writeable = False
+    return _add_value(graph, name or "t", spec, "constant", array)  # type: ignore[return-value]
+
+
+def _add_value(graph: Any, name: str, spec: records.Spec, kind: str, data: Any = None) -> Tensor:
+    value = records.Value(graph._create_tensor_id(name), spec, graph._record, kind, data=data)
+    graph._record.values[value.id] = value
+    return Tensor._from_value(value)
+
+
+def _check_main_graph(what: str) -> Any:
+    graph = get_current_context().graph
+    if graph.id != "":
+        raise ValueError(
+            f"You cannot initialise a {what} tensor within a graph. It must be created in the main"
+            " graph of the Ir."
+        )
+    return graph
+
+
+_RETRIEVAL = {None: False, "one_per_group": False, "all_replicas": True}
+
+
+def _new_variable(
+    array: np.ndarray,
+    dtype: dtypes.dtype,
+    name: str | None,
+    grouping: ReplicaGrouping | None,
+    retrieval_mode: str | None,
+) -> Variable:
+    graph = _check_main_graph("variable")
+    if retrieval_mode not in _RETRIEVAL:
+        raise ValueError(
+            f"Not a valid retrieval_mode: {retrieval_mode!r}; use 'one_per_group' or 'all_replicas'"
+        )
+    grouping = graph.ir.replica_grouping() if grouping is None else grouping
+    grouping._check_tiling(popart_exception)
+    shape = tuple(array.shape)
+    groups = grouping.num_groups
+    if groups > 1:
+        if not shape or shape[0] != groups:
+            raise popart_exception(
+                f"Variable {name or 't'}: its data need a leading axis of {groups}, one per replica"
+                f" group, but have shape {shape}"
+            )
+        shape = shape[1:]
+    data = records.VariableData(
+        host=array,
+        assignment=tuple(grouping.assignment),
+        num_groups=groups,
+        all_replicas=_RETRIEVAL[retrieval_mode],
+        group_size=grouping.group_size,
+        memmap=array if isinstance(array, np.memmap) else None,
+    )
+    tensor = _add_value(graph, name or "t", records.Spec(shape, dtype.name), "variable", data)
+    assert isinstance(tensor, Variable)
+    tensor._grouping = grouping
+    return tensor
+
+
+def variable(
+    data: HostScalarTensor,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: builtins.bool = True,
+    replica_grouping: ReplicaGrouping | None = None,
+    retrieval_mode: Literal["one_per_group", "all_replicas"] | None = None,
+    log2_scale: int = None,  # type: ignore[assignment]
+    nan_on_overflow: builtins.bool = None,  # type: ignore[assignment]
+) -> Variable:
+    """A variable of the main graph.
+
+    Args:
+        data: initial value, with a leading axis of one element per replica group if there are
+            several groups. Read-only arrays and memory maps are adopted, others copied.
+        dtype: data type; inferred (and downcast to 32 bit) if not given.
+        name: debug name.
+        downcast: see ``to_numpy``.
+        replica_grouping: which replicas share a value; default all.
+        retrieval_mode: whether reading returns one value per group or per replica.
+        log2_scale: see ``to_numpy``.
+        nan_on_overflow: see ``to_numpy``.
+
+    Raises:
+        ValueError: the current graph is not the main graph, or a bad retrieval mode.
+        popart_exception: the leading axis does not match the grouping.
+    """
+    array, dtype = _host_copy(data, dtype, downcast, log2_scale, nan_on_overflow)
+    return _new_variable(array, dtype, name, replica_grouping, retrieval_mode)
+
+
+def remote_variable(
+    data: HostScalarTensor,
+    remote_buffer: RemoteBuffer,
+    offset: int = 0,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: builtins.bool = True,
+    replica_grouping: ReplicaGrouping | None = None,
+    retrieval_mode: Literal["one_per_group", "all_replicas"] | None = "one_per_group",
+    log2_scale: int = None,  # type: ignore[assignment]
+    nan_on_overflow: builtins.bool = None,  # type: ignore[assignment]
+) -> Variable:
+    """A variable that lives in entry ``offset`` of a remote buffer; see :func:`variable`."""
+    array, dtype = _host_copy(data, dtype, downcast, log2_scale, nan_on_overflow)
+    result = _new_variable(array, dtype, name, replica_grouping, retrieval_mode)
+    result._value.data.buffer = remote_buffer._record
+    result._value.data.entry = offset
+    return result
+
+
+def remote_replica_sharded_variable(
+    data: HostScalarTensor,
+    remote_buffer: RemoteBuffer,
+    offset: int = 0,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: builtins.bool = True,
+    replica_grouping: ReplicaGrouping | None = None,
+    retrieval_mode: Literal["one_per_group", "all_replicas"] | None = "one_per_group",
+    log2_scale: int = None,  # type: ignore[assignment]
+    nan_on_overflow: builtins.bool = None,  # type: ignore[assignment]
+) -> Variable:
+    """A remote variable of which each replica's entry holds one shard.
+
+    Raises:
+        ValueError: fewer than two replicas, or the buffer's meta shape differs from the data's.
+    """
+    ir = get_current_context().ir
+    if ir.replication_factor <= 1:
+        raise ValueError(
+            f"The replication factor is {ir.replication_factor}. It must be greater than 1 to"
+            " create a replica sharded variable."
+        )
+    array, dtype = _host_copy(data, dtype, downcast, log2_scale, nan_on_overflow)
+    groups = replica_grouping.num_groups if replica_grouping is not None else 1
+    full = tuple(array.shape[1:] if groups > 1 else array.shape)
+    if remote_buffer.meta_shape == ():
+        remote_buffer.meta_shape = full
+    elif tuple(remote_buffer.meta_shape) != full:
+        raise ValueError(
+            f"The remote buffer's meta_shape {remote_buffer.meta_shape} is not the data's {full}."
+        )
+    result = _new_variable(array, dtype, name, replica_grouping, retrieval_mode)
+    store = result._value.data
+    store.buffer = remote_buffer._record
+    store.entry = offset
+    store.shard_over = _num_shards(result.nelms, remote_buffer.tensor_shape[0], store.group_size)
+    store.ranks = _shard_ranks(result.replica_grouping, store.shard_over)
+    return result
+
+
+def _num_shards(nelms: int, length: int, group_size: int) -> int:
+    """The divisor n of the group size for which shards of ceil(nelms / n) have ``length``."""
+    for count in range(group_size, 0, -1):
+        if group_size % count == 0 and -(-nelms // count) == length:
+            return count
+    raise ValueError(
+        f"A remote buffer of {length} elements fits no shard of {nelms} over {group_size} replicas."
+    )
+
+
+def _shard_ranks(grouping: ReplicaGrouping, shard_over: int) -> tuple[int, ...]:
+    """Shard index of each replica: members of a group hold shards 0..n-1 in turn."""
+    seen: dict[int, int] = {}
+    ranks = []
+    for group in grouping.assignment:
+        position = seen.get(group, 0)
+        seen[group] = position + 1
+        ranks.append(position % shard_over)
+    return tuple(ranks)
+
+
+def replica_sharded_buffer(
+    shape: tuple[int, ...],
+    dtype: dtypes.dtype,
+    replica_grouping: ReplicaGrouping | None = None,
+    shard_over: int | None = None,
+    entries: int = 1,
+) -> RemoteBuffer:
+    """A remote buffer of shards: (ceil(elements / shard_over),) with the full meta shape.
+
+    Args:
+        shape: host shape, with the group axis if the grouping has several groups.
+        dtype: data type.
+        replica_grouping: which replicas share a value; default all.
+        shard_over: number of shards; default the group size.
+        entries: number of entries.
+
+    Raises:
+        ValueError: more shards than group members, or a group size that is not a multiple.
+    """
+    from popxl.remote_buffer import RemoteBuffer
+
+    grouping = replica_grouping or get_current_context().ir.replica_grouping()
+    grouping = grouping.const_rg
+    size = grouping.group_size
+    count = size if shard_over is None else shard_over
+    if count > size:
+        raise ValueError(f"shard_over {count} must be less than or equal to the replica group size")
+    if size % count:
+        raise ValueError(f"The replica group size {size} must be divisible by shard_over {count}")
+    full = tuple(shape[1:]) if grouping.num_groups > 1 else tuple(shape)
+    nelms = int(np.prod(full, dtype=np.int64))
+    buffer = RemoteBuffer((-(-nelms // count),), dtype, entries)
+    buffer.meta_shape = full
+    return buffer
+
+
+def replica_sharded_variable(
+    data: HostScalarTensor,
+    dtype: dtypes.dtype | None = None,
+    name: str | None = None,
+    downcast: builtins.bool = True,
+    replica_grouping: ReplicaGrouping | None = None,
+    shard_over: int | None = None,
+    retrieval_mode: Literal["one_per_group", "all_replicas"] | None = "one_per_group",
+    log2_scale: int = None,  # type: ignore[assignment]
+    nan_on_overflow: builtins.bool = None,  # type: ignore[assignment]
+) -> tuple[Variable, Tensor]:
+    """A sharded remote variable and its shard on the device, kept in step with the host."""
+    from popxl.context import _execution_context, in_sequence
+    from popxl.tensorlocation import ExecutionContext
+
+    array, dtype = _host_copy(data, dtype, downcast, log2_scale, nan_on_overflow)
+    buffer = replica_sharded_buffer(array.shape, dtype, replica_grouping, shard_over, 1)
+    held = remote_replica_sharded_variable(
+        array, buffer, 0, dtype, name, downcast, replica_grouping, retrieval_mode
+    )
+    ops = _ops()
+    with in_sequence(True):
+        with _execution_context(ExecutionContext.WeightsFromHostFragment):
+            shard = ops.remote_load(buffer, 0, f"{held.name}_rts")
+        with _execution_context(ExecutionContext.WeightsToHostFragment):
+            ops.remote_store(buffer, 0, shard)
+    return held, shard
+
+
+def graph_input(
+    shape: Iterable[int],
+    dtype: dtypes.dtype,
+    name: str | None = None,
+    by_ref: builtins.bool = False,
+    meta_shape: Iterable[int] | None = None,
+) -> Tensor:
+    """A new input of the current graph, after the existing ones."""
+    graph = get_current_context().graph
+    spec = records.Spec(tuple(int(n) for n in shape), dtype.name, tuple(meta_shape or ()))
+    result = _add_value(graph, name or "t", spec, "input")
+    result._value.by_ref = by_ref
+    graph._record.inputs.append(result._value)
+    if by_ref:
+        graph._by_ref_inputs.add(result)
+    return result
+
+
+def graph_output(t: Tensor) -> None:
+    """Mark ``t`` as an output of the current graph; ValueError if it belongs to another."""
+    from popxl.ops.utils import check_in_graph
+
+    graph = get_current_context().graph
+    check_in_graph(graph, t=t)
+    graph._record.outputs.append(t._value)
