@@ -7,7 +7,7 @@ properties. Builders read a configuration and never write to it.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 import simple_parsing
@@ -29,7 +29,7 @@ ADAPTER_MODES = ("normal", None)
 _MAX_SEED = 2**32 - 1
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Type of weights and activations."""
 
     float16 = "float16"
