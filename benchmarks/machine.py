@@ -69,7 +69,7 @@ def timed(action: Callable[[], object], repeats: int, warm_up: int = 1) -> list[
 
 
 def measure_rates(repeats: int = 5) -> Rates:
-    """Bytes a second that all threads together read, and float32 operations a second of a matmul."""
+    """Bytes a second that all threads together read, and float32 FLOP a second of a matmul."""
     block = torch.ones(READ_BYTES // 8, dtype=torch.int64)
     read_s = statistics.median(timed(block.sum, repeats))
     del block
