@@ -1,0 +1,161 @@
+"""The phases of MAGMA: compute graphs whose weights are loaded, used and dropped one after another.
+
+Each phase is built once. Where a model repeats a block, the blocks share one graph and one set of
+buffers with an entry per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import popxl
+import popxl_addons as addons
+from popxl import ops
+from popxl_addons.remote import NamedRemoteBuffers
+
+from config.config import MagmaConfig
+from execution.weights import create_buffers
+from modelling.clip_resnet.resnet import block_shapes
+from modelling.clip_resnet.stem import IMAGE_CHANNELS, Stem
+from modelling.gptj.decoder import DecoderBlock
+from modelling.gptj.embedding import Embeddings
+from modelling.gptj.lm_head import LMHead
+from modelling.image_prefix import ImageProjection
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A compute graph from one activation to one activation, and the variables it needs.
+
+    Attributes:
+        keys: Where the variables of each entry lie below the state's root. With several entries
+            the graph is repeated, once for each.
+        graph: The graph; its named arguments are the weights.
+        factories: What its variables look like, under the names of the graph's arguments.
+        buffers: Where its variables lie, under the same names.
+        memory_proportions: Share of each IPU's memory for temporaries.
+    """
+
+    keys: tuple[str, ...]
+    graph: addons.GraphWithNamedArgs
+    factories: addons.NamedVariableFactories
+    buffers: NamedRemoteBuffers
+    memory_proportions: tuple[float, ...]
+
+    @classmethod
+    def of_module(
+        cls,
+        module: addons.Module,
+        x: popxl.TensorSpec,
+        keys: tuple[str, ...],
+        memory_proportions: tuple[float, ...],
+    ) -> Phase:
+        """The phase that builds a module for an input x, and sets up its buffers."""
+        factories, graph = module.create_graph(x)
+        buffers = create_buffers(factories, len(keys))
+        return cls(keys, graph, factories, buffers, memory_proportions)
+
+    @property
+    def result(self) -> popxl.TensorSpec:
+        """Shape and dtype of the activation that the phase returns."""
+        return self.graph.graph.outputs[0].spec
+
+
+@dataclass(frozen=True)
+class Phases:
+    """All phases of a configuration.
+
+    Attributes:
+        image_prefix: From pictures (b, 3, y, x) to (b, i, h), one phase after the other.
+        embedding: From token ids (b·t,) to (b·t, h).
+        decoder: From (b·s, h) to (b·s, h), once per layer.
+        lm_head: From (b·s, h) to the replica's logits (b·s, v/r).
+    """
+
+    image_prefix: tuple[Phase, ...]
+    embedding: Phase
+    decoder: Phase
+    lm_head: Phase
+
+    def __iter__(self) -> Iterator[Phase]:
+        """In the order of execution."""
+        return iter((*self.image_prefix, self.embedding, self.decoder, self.lm_head))
+
+
+def build_phases(config: MagmaConfig) -> Phases:
+    """Builds the graphs of all phases in the current Ir.
+
+    Args:
+        config: A validated configuration.
+
+    Returns:
+        The phases. Nothing is called yet.
+    """
+    image_prefix = _image_prefix(config)
+    b, t, i = config.batch, config.text_tokens, image_prefix[-1].result.shape[1]
+    transformer = config.transformer
+    words = popxl.TensorSpec((b * t,), popxl.int32)
+    hidden = popxl.TensorSpec((b * (i + t), transformer.hidden_size), transformer.dtype)
+    proportions = transformer.execution.available_memory_proportion
+    layers = [f"transformer.decoder.{n}" for n in range(transformer.layers)]
+
+    def phase(module: addons.Module, x: popxl.TensorSpec, *keys: str) -> Phase:
+        return Phase.of_module(module, x, keys, proportions)
+
+    return Phases(
+        image_prefix,
+        phase(Embeddings(transformer), words, "transformer.embeddings"),
+        phase(DecoderBlock(transformer), hidden, *layers),
+        phase(LMHead(transformer), hidden, "lm_head"),
+    )
+
+
+def _image_prefix(config: MagmaConfig) -> tuple[Phase, ...]:
+    """Stem, first block and repeated blocks of each layer, projection."""
+    visual = config.visual
+    side = visual.image_resolution
+    x = popxl.TensorSpec((config.batch, IMAGE_CHANNELS, side, side), visual.dtype)
+    modules: list[tuple[tuple[str, ...], addons.Module]] = [(("enc.stem",), Stem(visual))]
+    # Blocks of one layer after its first have equal sizes.
+    for _, group in groupby(block_shapes(visual), lambda shape: (shape.layer, shape.index > 0)):
+        shapes = list(group)
+        modules.append((tuple(f"enc.{shape.key}" for shape in shapes), shapes[0].module()))
+    modules.append((("",), ImageProjection(config)))
+    phases = []
+    for names, module in modules:
+        keys = tuple(f"image_prefix.{name}".rstrip(".") for name in names)
+        proportions = visual.execution.available_memory_proportion
+        phases.append(Phase.of_module(module, x, keys, proportions))
+        x = phases[-1].result
+    return tuple(phases)
+
+
+def call_phase(phase: Phase, x: popxl.Tensor) -> popxl.Tensor:
+    """Loads a phase's weights and calls its graph in the current graph, for entry after entry.
+
+    Args:
+        phase: The phase.
+        x: Its input.
+
+    Returns:
+        Its output.
+    """
+    load, names = addons.load_remote_graph(phase.buffers, len(phase.keys))
+
+    def load_and_call(x: popxl.Tensor, entry: popxl.Tensor) -> popxl.Tensor:
+        weights = addons.NamedTensors.pack(names, load.call(entry))
+        (y,) = phase.graph.bind(weights).call(x)
+        return y
+
+    def step(x: popxl.Tensor, entry: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
+        return load_and_call(x, entry), entry + 1
+
+    entry = popxl.constant(0, popxl.int32, "entry")
+    if len(phase.keys) == 1:
+        return load_and_call(x, entry)
+    # The counter is carried along, since a loop's body cannot see which turn it is.
+    body = popxl.gcg().ir.create_graph(step, x, entry)
+    y, _ = ops.repeat(body, len(phase.keys), x, entry)
+    return y

@@ -1,0 +1,58 @@
+"""Where the phases keep their weights: remote buffers, and the variables that are their entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import popxl_addons as addons
+from popxl.tensor import Variable
+from popxl_addons.remote import NamedRemoteBuffers
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from execution.phases import Phase
+
+
+def create_buffers(factories: addons.NamedVariableFactories, entries: int) -> NamedRemoteBuffers:
+    """One remote buffer for each weight of a graph, with an entry for each time it is called."""
+    # Replicas that share a weight each hold all of it: shards exist only where the model cuts.
+    return addons.named_variable_buffers(factories, entries=entries, shard_over_dict=False)
+
+
+def create_variables(phase: Phase) -> dict[str, Variable]:
+    """The variables that fill a phase's buffers, by flat key below the state's root.
+
+    They have a shape and a dtype only, until :func:`load_weights` gives them values.
+    """
+    variables = {}
+    for entry, key in enumerate(phase.keys):
+        named = phase.factories.init_remote(phase.buffers, entry, prefix=key, empty=True)
+        variables |= {f"{key}.{name}": tensor for name, tensor in named.to_dict().items()}
+    return variables
+
+
+def load_weights(session: addons.TaskSession, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives every variable of a session its value.
+
+    Args:
+        session: A session whose state has the root ``fwd``.
+        arrays: By flat key below that root, in the shape that each variable has on the host. They
+            are handed on as they are, and must not be changed afterwards.
+
+    Raises:
+        UserError: A variable would be left without a value, or a value without a variable.
+    """
+    variables = session.state.fwd.to_dict()
+    for kind, keys in (
+        ("no value for", variables.keys() - arrays.keys()),
+        ("no variable for", arrays.keys() - variables.keys()),
+    ):
+        if keys:
+            raise UserError(
+                f"there is {kind} {len(keys)} of the model's weights, such as {min(keys)}; make "
+                "the weights with the configuration of the session"
+            )
+    session.write_variables_data({variables[key]: array for key, array in arrays.items()})

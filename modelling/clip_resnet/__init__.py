@@ -1,0 +1,1 @@
+"""CLIP's modified ResNet, the picture encoder."""
