@@ -1,0 +1,59 @@
+"""Reductions over tensors on different IPUs of one replica."""
+
+from __future__ import annotations
+
+from popxl.context import get_current_context, op_debug_context
+from popxl.ops.collectives.collectives import CollectiveOps, to_collective_op
+from popxl.ops.utils import _create_op, check_in_graph
+from popxl.tensor import Tensor
+from popxl_torch.ir.opdef import OpDef, define
+
+define(OpDef("AllReduce", lambda ins, attrs: list(ins)))
+
+
+def _all_reduce(
+    ts: list[Tensor], ipus: list[int] | None, op: CollectiveOps, forward: str, backward: str
+) -> list[Tensor]:
+    check_in_graph(get_current_context().graph, *ts)
+    if ipus is None:
+        if any(t._value.ipu is None for t in ts):
+            raise ValueError("Could not automatically infer the IPU of all inputs of all_reduce.")
+        ipus = [t.ipu for t in ts]
+    if len(ts) != len(ipus):
+        raise ValueError(f"all_reduce: {len(ts)} tensors but {len(ipus)} IPUs.")
+    attrs = {"op": to_collective_op(op), "forward": forward, "backward": backward}
+    names = [f"all_reduce_out_{i}" for i in range(len(ts))]
+    results = _create_op("AllReduce", ts, attrs, names)
+    for tensor, where in zip(results, ipus, strict=True):
+        tensor._value.ipu = where
+    return results
+
+
+@op_debug_context
+def all_reduce(
+    ts: list[Tensor], ipus: list[int] | None = None, op: CollectiveOps = "add"
+) -> list[Tensor]:
+    """Reduce tensors of equal shape; output i lies on ``ipus[i]``.
+
+    Raises:
+        ValueError: IPUs unknown or of another number than tensors, or an unknown op.
+    """
+    return _all_reduce(ts, ipus, op, "reduce", "reduce")
+
+
+@op_debug_context
+def all_reduce_identical_inputs(
+    ts: list[Tensor], ipus: list[int] | None = None, op: CollectiveOps = "add"
+) -> list[Tensor]:
+    """Identity forward (the inputs are promised to be equal), all-reduce of the gradients."""
+    return _all_reduce(ts, ipus, op, "identity", "reduce")
+
+
+@op_debug_context
+def all_reduce_identical_grad_inputs(
+    ts: list[Tensor], ipus: list[int] | None = None, op: CollectiveOps = "add"
+) -> list[Tensor]:
+    """All-reduce forward, identity for the gradients."""
+    return _all_reduce(ts, ipus, op, "reduce", "identity")
+
+

@@ -1,0 +1,21 @@
+"""Stores to remote memory."""
+
+from __future__ import annotations
+
+from popxl.context import get_current_context, op_debug_context
+from popxl.ops.remote_load import _offset_tensor
+from popxl.ops.utils import _create_op, check_in_graph
+from popxl.remote_buffer import RemoteBuffer
+from popxl.tensor import Tensor
+from popxl_torch.ir.opdef import OpDef, define
+
+define(OpDef("RemoteStore", lambda ins, attrs: [], effect=True))
+
+
+@op_debug_context
+def remote_store(remote_buffer: RemoteBuffer, offset: int | Tensor, t: Tensor) -> None:
+    """Store ``t`` as entry ``offset`` of a buffer; ValueError if shape or dtype differ."""
+    check_in_graph(get_current_context().graph, t=t)
+    remote_buffer.validate_tensor_matches_buffer(t)
+    index = _offset_tensor(offset)
+    _create_op("RemoteStore", [t, index], {"buffer": remote_buffer._record})

@@ -1,0 +1,3 @@
+"""Ops that update variables in place, for optimizers."""
+
+__all__ = []
