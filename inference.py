@@ -111,7 +111,9 @@ def benchmark(config: MagmaConfig, checkpoint: Path | None, trace: Path | None) 
         A line with the mean duration of a run, sequences per second and 1e12 operations per second.
     """
     session = inference(config, trace)
-    tensors = RandomCheckpoint(config) if checkpoint is None else open_checkpoint(checkpoint, config)
+    tensors = (
+        RandomCheckpoint(config) if checkpoint is None else open_checkpoint(checkpoint, config)
+    )
     load_weights(session, model_weights(config, tensors))
     inputs = random_inputs(session, config)
     with session:
