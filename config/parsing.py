@@ -17,6 +17,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
+from simple_parsing.help_formatter import SimpleHelpFormatter
 
 from config.config import MagmaConfig, Precision, adapter_mode
 from utils.errors import UserError
@@ -106,6 +107,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     raise UserError(f"{where}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
 
 
+class _HelpFormatter(SimpleHelpFormatter):
+    """Shows defaults, but not "None" where the help text tells what happens without the option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class _Parser(ArgumentParser):
     """A parser whose failures are one line, and whose help names the sections in words."""
 
@@ -178,6 +186,7 @@ def parse_config(
         argument_generation_mode=ArgumentGenerationMode.BOTH,
         nested_mode=NestedMode.WITHOUT_ROOT,
         allow_abbrev=False,
+        formatter_class=_HelpFormatter,
     )
     if add_options is not None:
         add_options(parser)
