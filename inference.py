@@ -21,6 +21,7 @@ from execution.weights import load_weights
 from modelling.clip_resnet.resnet import convolution_flops
 from modelling.gptj.embedding import Embeddings
 from modelling.mapping import model_weights
+from modelling.shards import frozen
 from utils.checkpoint import open_checkpoint
 from utils.checkpoint_layout import expected_tensors
 from utils.checkpoint_writer import random_tensor
@@ -58,7 +59,7 @@ class RandomCheckpoint(Mapping[str, np.ndarray]):
         self._rows = expected_tensors(config)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return random_tensor(name, self._rows[name], self._seed, self._precision)
+        return frozen(random_tensor(name, self._rows[name], self._seed, self._precision))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)

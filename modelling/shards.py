@@ -39,7 +39,13 @@ def take(tensors: Arrays, name: str, shape: tuple[int, ...], dtype: np.dtype) ->
             f"tensor {name} has shape {array.shape}, but the configuration needs {shape}; "
             "choose the configuration that this checkpoint was trained with"
         )
-    return array.astype(dtype, copy=False)
+    return array if array.dtype == dtype else frozen(array.astype(dtype))
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """Makes a new array read-only: an engine may keep it then, instead of a copy."""
+    array.flags.writeable = False
+    return array
 
 
 def prefixed(prefix: str, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -71,7 +77,8 @@ def vocabulary_shards(table: np.ndarray, rows: int, r: int) -> np.ndarray:
     """
     missing = r * rows - table.shape[0]
     if missing:
-        table = np.concatenate([table, np.zeros((missing, table.shape[1]), table.dtype)])
+        filling = np.zeros((missing, table.shape[1]), table.dtype)
+        table = frozen(np.concatenate([table, filling]))
     return _drop_single(table.reshape(r, rows, -1))
 
 

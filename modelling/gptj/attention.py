@@ -11,7 +11,7 @@ from popxl_addons.ops.rotary_pos_embed import rotary_pos_embed, trig_tables
 
 from config.config import GPTJConfig
 from modelling.parallel import enter_sharded, leave_sharded, shard_grouping
-from modelling.shards import Arrays, column_shards, row_shards, take
+from modelling.shards import Arrays, column_shards, frozen, row_shards, take
 from utils.errors import UserError
 
 
@@ -126,7 +126,7 @@ class Attention(addons.Module):
         dtype = config.dtype.as_numpy()
         q, k, v = (take(tensors, f"{prefix}{x}_proj.weight", (h, h), dtype) for x in "qkv")
         per_head = (n, h // n, h)
-        qkv = np.stack([w.reshape(per_head) for w in (q, k, v)], axis=1)  # (n, 3, d, h)
+        qkv = frozen(np.stack([w.reshape(per_head) for w in (q, k, v)], axis=1))  # (n, 3, d, h)
         output = take(tensors, f"{prefix}out_proj.weight", (h, h), dtype)
         return {
             "heads.qkv.weight": column_shards(qkv.reshape(3 * h, h), r),
