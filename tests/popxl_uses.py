@@ -70,9 +70,9 @@ class ApiIndex:
         """The key of a symbol under any of its import names."""
         name = self.alias.get(name, name)
         record = self.symbols.get(name)
-        return self.canonical(record["target"]) if record and "target" in record else (
-            name if record else None
-        )
+        if record is None:
+            return None
+        return self.canonical(record["target"]) if "target" in record else name
 
     def member_of_module(self, module: str, attribute: str) -> Known | None:
         """What `module.attribute` is; None if the lists do not have it."""

@@ -33,9 +33,9 @@ def small_config(
 ) -> MagmaConfig:
     """A small MagmaConfig.
 
-    The layers of the encoder have one or two blocks, so that both kinds of block occur; the head has
-    more columns than the embedding has rows, neither a multiple of 16, and head size, rotary width
-    and width of the encoder differ from each other, so that a swapped size shows.
+    The layers of the encoder have one or two blocks, so that both kinds of block occur; the head
+    has more columns than the embedding has rows, neither a multiple of 16, and head size, rotary
+    width and width of the encoder differ from each other, so that a swapped size shows.
     """
     kind = Precision(precision)
     config = MagmaConfig(

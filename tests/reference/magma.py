@@ -1,7 +1,7 @@
 """An independent MAGMA in PyTorch: what the project's own model is judged against.
 
-It is assembled from transformers' GPT-J, hand-written adapters and open_clip's ResNet, and reads the
-published checkpoint with a reader of its own. It shares no line with the code under test.
+It is assembled from transformers' GPT-J, hand-written adapters and open_clip's ResNet, and reads
+the published checkpoint with a reader of its own. It shares no line with the code under test.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ class ReferenceMagma(nn.Module):
     def _use_float64_attention(self) -> None:
         for block in self.lm.transformer.h:
             attention = block.attn
-            attention.embed_positions = rotary_table(
-                attention.max_positions, attention.rotary_dim
-            )
+            attention.embed_positions = rotary_table(attention.max_positions, attention.rotary_dim)
             attention._attn = types.MethodType(_scores_in_own_dtype, attention)
 
     @property

@@ -1,10 +1,11 @@
 """open_clip's ModifiedResNet, loaded without the rest of open_clip.
 
-Importing the package `open_clip` pulls in torchvision, timm and several tokenizers, of which a plain
-CPU machine may have none: torchvision's wheels are built for CUDA, and beside a CPU torch they fail
-at import (``operator torchvision::nms does not exist``). The file with the network needs torch and
-one class of torchvision, used only to freeze batch norms, which never happens here. So that file is
-imported by itself, with a stand-in for that class; nothing of it stays behind in `sys.modules`.
+Importing the package `open_clip` pulls in torchvision, timm and several tokenizers, of which a
+plain CPU machine may have none: torchvision's wheels are built for CUDA, and beside a CPU torch
+they fail at import (``operator torchvision::nms does not exist``). The file with the network needs
+torch and one class of torchvision, used only to freeze batch norms, which never happens here. So
+that file is imported by itself, with a stand-in for that class; nothing of it stays behind in
+`sys.modules`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ def _stand_ins() -> dict[str, ModuleType]:
     return {"open_clip": package, **modules}
 
 
+def _loaded() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] in ("open_clip", "torchvision")]
+
+
 @functools.cache
 def modified_resnet_class() -> type[nn.Module]:
     """open_clip's ModifiedResNet.
@@ -46,13 +51,12 @@ def modified_resnet_class() -> type[nn.Module]:
     Raises:
         ModuleNotFoundError: open_clip_torch is not installed; says how to install it.
     """
-    roots = ("open_clip", "torchvision")
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in roots}
+    kept = {name: sys.modules.pop(name) for name in _loaded()}
     try:
         sys.modules.update(_stand_ins())
         return importlib.import_module("open_clip.modified_resnet").ModifiedResNet
     finally:
-        for name in [name for name in sys.modules if name.split(".")[0] in roots]:
+        for name in _loaded():
             del sys.modules[name]
         sys.modules.update(kept)
 

@@ -1,8 +1,8 @@
 """Makes a torchvision that was built for another torch importable.
 
-transformers imports torchvision wherever it is installed. Its wheels are built for CUDA; beside a CPU
-torch its operators stay unregistered and the import ends with ``operator torchvision::nms does not
-exist``. The reference model uses none of them, so declaring the two names is enough.
+transformers imports torchvision wherever it is installed. Its wheels are built for CUDA; beside a
+CPU torch its operators stay unregistered and the import ends with ``operator torchvision::nms does
+not exist``. The reference model uses none of them, so declaring the two names is enough.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""Imports point down: what a layer may use is below it, never beside or above."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the top. Names of one row may import each other.
+LAYERS = (("run_inference", "inference"), ("execution",), ("modelling",), ("config", "utils"))
+LEVEL = {name: height for height, row in enumerate(reversed(LAYERS)) for name in row}
+
+
+def layer_of(path: Path) -> str:
+    """The folder or program at the root that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def layered_files() -> list[Path]:
+    """Every Python file of the application."""
+    folders = [ROOT / name for name in LEVEL if (ROOT / name).is_dir()]
+    programs = [ROOT / f"{name}.py" for name in LEVEL if not (ROOT / name).is_dir()]
+    return [*programs, *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
+
+
+def imported_layers(source: str) -> set[str]:
+    """Layers that a source text imports, anywhere in it, for type checking too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {item.name.split(".")[0] for item in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide the layer"
+            found.add((node.module or "").split(".")[0])
+    return found & set(LEVEL)
+
+
+def upward(layer: str, source: str) -> set[str]:
+    """Layers above `layer` that a source text imports."""
+    return {name for name in imported_layers(source) if LEVEL[name] > LEVEL[layer]}
+
+
+@pytest.mark.parametrize("path", layered_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path):
+    assert upward(layer_of(path), path.read_text()) == set()
+
+
+def test_every_layer_has_files():
+    assert {layer_of(path) for path in layered_files()} == set(LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("layer", "source", "found"),
+    [
+        ("modelling", "from execution.phases import Phase", {"execution"}),
+        ("utils", "def f():\n    import run_inference", {"run_inference"}),
+        ("config", "import modelling.gptj.attention as a", {"modelling"}),
+        ("execution", "import inference, utils.log\nfrom config import config", {"inference"}),
+        ("run_inference", "from inference import inference\nimport execution", set()),
+        ("utils", "from config.config import MagmaConfig", set()),
+    ],
+)
+def test_the_check_finds_upward_imports(layer: str, source: str, found: set[str]):
+    assert upward(layer, source) == found
