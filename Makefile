@@ -35,7 +35,7 @@ $(STAMP): requirements.txt requirements-nodeps.txt runtime/pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	$(PY) run_inference.py --config tiny
+	$(PY) run_inference.py $(ARGS)
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(LONG),--long-tests) $(ARGS)
