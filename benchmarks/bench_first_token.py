@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def run(path: Path, config: MagmaConfig, tokens: int) -> Samples:
             )
     marks = [start, *times.values(), finished[0]]
     names = ("import_s", "build_s", "load_s", "first_token_s")
-    samples = {n: [b - a] for n, a, b in zip(names, marks, marks[1:], strict=False)}
+    samples = {name: [b - a] for name, (a, b) in zip(names, pairwise(marks), strict=True)}
     samples["token_s"] = np.diff(finished).tolist()
     samples["start_to_first_token_s"] = [finished[0] - start]
     for kind, size in peak.bytes.items():

@@ -11,10 +11,12 @@ import argparse
 import ast
 import importlib
 import inspect
+import io
 import json
 import re
 import sys
 import textwrap
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,16 +136,36 @@ def states(package: str) -> dict[str, str]:
     return found
 
 
+def texts(source: str) -> Iterator[tuple[str, str]]:
+    """(name of function or class, its docstring) and ("", comment), white space made single.
+
+    Comments on adjoining lines are one.
+    """
+    strings: list[list[str]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            strings.append([getattr(node, "name", ""), ast.get_docstring(node) or ""])
+    last_row = -1
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            text = token.string.lstrip("# ")
+            if token.start[0] == last_row + 1 and token.line.lstrip().startswith("#"):
+                strings[-1][1] += " " + text
+            else:
+                strings.append(["", text])
+            last_row = token.start[0]
+    yield from ((owner, " ".join(text.split())) for owner, text in strings)
+
+
 def marked(mark: str) -> Iterator[tuple[str, str]]:
-    """(module, sentence) of every "(mark)" in docstrings and comments of the packages."""
+    """(module or object, sentence) of every "(mark)" in docstrings and comments of the packages."""
+    sentence = re.compile(rf"\({mark}\)[:,]?\s*(.+?)(?:\.(?=\s|$)|$)")
     for package in PACKAGES:
         for path in sorted((SOURCES / package).rglob("*.py")):
             module = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
-            text = re.sub(r"\n\s*#?\s*", " ", path.read_text())
-            for match in re.finditer(
-                rf"\({mark}\)[:,]?\s*([^\"]*?)(?:\.(?=\s|$|\")|\"\"\"|  )", text
-            ):
-                yield module.removesuffix(".__init__"), match[1].strip() + "."
+            for owner, text in texts(path.read_text()):
+                where = ".".join(filter(None, (module.removesuffix(".__init__"), owner)))
+                yield from ((where, match[1] + ".") for match in sentence.finditer(text))
 
 
 def summary(found: dict[str, dict[str, str]]) -> str:

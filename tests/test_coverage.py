@@ -1,0 +1,104 @@
+"""docs/popxl-coverage.md says what is true of the package now."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "make_coverage.py"
+
+
+@pytest.fixture(scope="module")
+def coverage() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_coverage", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _not_implemented(name: str) -> None:
+    raise NotImplementedError(name)
+
+
+def by_helper(x: int) -> int:
+    """With a docstring."""
+    return _not_implemented("by_helper")
+
+
+def by_raise(x: int) -> int:
+    raise NotImplementedError("by_raise")
+
+
+def for_one_case(x: int) -> int:
+    if x < 0:
+        raise NotImplementedError("negative")
+    return x
+
+
+def as_value_error(x: int) -> int:
+    raise ValueError(x)
+
+
+def just_a_docstring(x: int) -> None:
+    """Does nothing, on purpose."""
+
+
+def test_the_document_is_up_to_date(coverage):
+    assert coverage.DOCUMENT.read_text() == coverage.document(), "run make coverage"
+
+
+@pytest.mark.parametrize("package", ["popxl", "popxl_addons"])
+def test_every_listed_name_can_be_imported(coverage, package):
+    def importable(name: str) -> bool:
+        try:
+            coverage.resolve(name)
+        except LookupError:
+            return False
+        return True
+
+    names = coverage.public_names(package)
+    assert len(names) > 200
+    assert [name for name in names if not importable(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (by_helper, True),
+        (by_raise, True),
+        (for_one_case, False),
+        (as_value_error, False),
+        (just_a_docstring, False),
+        (len, False),
+    ],
+)
+def test_only_a_plain_raise_counts_as_not_implemented(coverage, function, expected):
+    assert coverage.only_raises(function) is expected
+
+
+def test_an_unknown_name_is_an_error(coverage):
+    with pytest.raises(LookupError, match=r"popxl\.no_such_name"):
+        coverage.resolve("popxl.no_such_name")
+
+
+def test_a_private_name_is_not_listed(coverage):
+    names = coverage.public_names("popxl")
+    assert "popxl.Graph._from_pb" not in names
+    assert "popxl.Graph.__init__" in names
+
+
+def test_marked_sentences_are_found(coverage, tmp_path, monkeypatch):
+    path = tmp_path / "popxl" / "ops" / "odd.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        '"""An op.\n\n(quirk) The sum is\na mean. More text.\n"""\n'
+        "x = 1  # (quirk) one is two\n"
+        'def f():\n    """(mended) Three is three."""\n'
+    )
+    monkeypatch.setattr(coverage, "SOURCES", tmp_path)
+    quirks = [("popxl.ops.odd", "The sum is a mean."), ("popxl.ops.odd", "one is two.")]
+    assert sorted(coverage.marked("quirk")) == quirks
+    assert list(coverage.marked("mended")) == [("popxl.ops.odd.f", "Three is three.")]
