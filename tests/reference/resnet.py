@@ -75,6 +75,18 @@ def modified_resnet(layers: tuple[int, ...], width: int, image_resolution: int) 
     return network.eval()
 
 
+def attention_pool(channels: int, heads: int, out_features: int, side: int) -> nn.Module:
+    """open_clip's attention pool: [b, c, side, side] -> [b, out_features]; c a multiple of 64."""
+    network = modified_resnet_class()(
+        layers=[1, 1, 1, 1],
+        output_dim=out_features,
+        heads=heads,
+        image_size=32 * side,
+        width=channels // 32,
+    )
+    return network.attnpool.eval().requires_grad_(False)
+
+
 def flatten_row_major(features: torch.Tensor) -> torch.Tensor:
     """[b, c, y, x] -> [b, y·x, c], token index = row · columns + column."""
     b, c, y, x = features.shape
