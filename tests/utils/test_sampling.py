@@ -1,0 +1,180 @@
+"""The choice of tokens, against a plain restatement and against transformers' filters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.sampling import Sampling, choose, softmax, top_k_filter, top_p_filter
+
+DRAWS = 20_000
+# Five standard deviations of a frequency over that many draws.
+FREQUENCY_TOLERANCE = 5 * 0.5 / np.sqrt(DRAWS)
+
+
+def _nucleus(logits: np.ndarray, p: float) -> set[int]:
+    """The smallest set of most probable tokens with mass p or more, by its definition."""
+    shifted = [float(value) - float(max(logits)) for value in logits]
+    total = sum(np.exp(value) for value in shifted)
+    ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    kept: list[int] = []
+    for token in ranked:
+        kept.append(token)
+        if sum(np.exp(shifted[t]) / total for t in kept) >= p:
+            break
+    return set(kept)
+
+
+def _kept(filtered: np.ndarray) -> set[int]:
+    return set(np.flatnonzero(np.isfinite(filtered)).tolist())
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
+def test_top_p_keeps_the_nucleus(p: float, spread: float, rng: np.random.Generator) -> None:
+    for _ in range(20):
+        logits = (spread * rng.standard_normal(37)).astype(np.float32)
+        filtered = top_p_filter(logits, p)
+        kept = _kept(filtered)
+        assert kept == _nucleus(logits, p)
+        assert (filtered[list(kept)] == logits[list(kept)]).all()
+
+
+def test_top_p_on_known_probabilities() -> None:
+    logits = np.log(np.array([0.05, 0.30, 0.25, 0.20, 0.08, 0.06, 0.04, 0.02], np.float32))
+    assert _kept(top_p_filter(logits, 0.5)) == {1, 2}
+    assert _kept(top_p_filter(logits, 0.7)) == {1, 2, 3}
+    assert _kept(top_p_filter(logits, 0.1)) == {1}
+
+
+def test_top_p_ties_go_to_the_smaller_ids() -> None:
+    assert _kept(top_p_filter(np.zeros(8, np.float32), 0.5)) == {0, 1, 2, 3}
+
+
+def test_top_p_one_keeps_everything(rng: np.random.Generator) -> None:
+    logits = (30 * rng.standard_normal((3, 50))).astype(np.float32)
+    np.testing.assert_array_equal(top_p_filter(logits, 1.0), logits)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 36])
+def test_top_k_keeps_k(k: int, rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((5, 37)).astype(np.float32)
+    for before, after in zip(logits, top_k_filter(logits, k), strict=True):
+        assert _kept(after) == set(sorted(range(37), key=lambda t, row=before: -row[t])[:k])
+
+
+def test_top_k_keeps_all_equal_ones() -> None:
+    logits = np.array([1, 3, 2, 3, 2], np.float32)
+    assert _kept(top_k_filter(logits, 1)) == {1, 3}
+    assert _kept(top_k_filter(logits, 3)) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("k", [0, 5, 6])
+def test_top_k_without_effect(k: int, rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((2, 5)).astype(np.float32)
+    np.testing.assert_array_equal(top_k_filter(logits, k), logits)
+
+
+def test_filters_agree_with_transformers(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    logits = (3 * rng.standard_normal((16, 211))).astype(np.float32)
+    for k in (1, 5, 100, 211):
+        theirs = TopKLogitsWarper(k)(None, torch.from_numpy(logits.copy())).numpy()
+        np.testing.assert_array_equal(top_k_filter(logits, k), theirs)
+    for p in (0.05, 0.3, 0.7, 0.95):
+        theirs = TopPLogitsWarper(p)(None, torch.from_numpy(logits.copy())).numpy()
+        np.testing.assert_array_equal(top_p_filter(logits, p), theirs)
+
+
+def test_temperature_zero_takes_the_largest_and_draws_nothing(rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((6, 41)).astype(np.float32)
+    logits[2, [7, 30]] = 9
+    generator = np.random.default_rng(3)
+    before = generator.bit_generator.state
+    chosen = choose(logits, Sampling(temperature=0, top_k=3, top_p=0.1), generator)
+    assert chosen[2] == 7
+    np.testing.assert_array_equal(chosen, logits.argmax(axis=-1))
+    assert generator.bit_generator.state == before
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_frequencies_are_the_filtered_probabilities(
+    temperature: float, rng: np.random.Generator
+) -> None:
+    logits = rng.standard_normal(9).astype(np.float32)
+    sampling = Sampling(temperature=temperature, top_k=6, top_p=0.8)
+    chosen = choose(np.tile(logits, (DRAWS, 1)), sampling, rng)
+    # Temperature comes after the filters: they see the logits as they are.
+    most_probable = np.isin(np.arange(9), np.argsort(-logits)[:6])
+    kept = sorted(_nucleus(np.where(most_probable, logits, -np.inf), 0.8))
+    expected = np.zeros(9)
+    expected[kept] = np.exp(logits[kept].astype(np.float64) / temperature)
+    expected /= expected.sum()
+    frequencies = np.bincount(chosen, minlength=9) / DRAWS
+    assert (frequencies[expected == 0] == 0).all()
+    np.testing.assert_allclose(frequencies, expected, atol=FREQUENCY_TOLERANCE)
+
+
+def test_same_seed_same_choice(rng: np.random.Generator) -> None:
+    logits = rng.standard_normal((100, 50)).astype(np.float32)
+    first, again, other = (
+        choose(logits, Sampling(), np.random.default_rng(seed)) for seed in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e30])
+def test_extreme_temperatures_and_logits(temperature: float, rng: np.random.Generator) -> None:
+    largest = np.finfo(np.float32).max
+    logits = np.array([-np.inf, -largest, 0, 1, -np.inf], np.float32)
+    chosen = choose(np.tile(logits, (200, 1)), Sampling(temperature, 0, 1.0), rng)
+    assert set(chosen.tolist()) <= {1, 2, 3}
+    if temperature < 1:
+        assert set(chosen.tolist()) == {3}
+
+
+def test_only_possible_token_is_always_chosen(rng: np.random.Generator) -> None:
+    logits = np.full((500, 12), -np.inf, np.float32)
+    logits[:, 11] = -4
+    assert (choose(logits, Sampling(1.0, 0, 1.0), rng) == 11).all()
+
+
+def test_softmax_of_large_logits() -> None:
+    np.testing.assert_array_equal(softmax(np.array([60000.0, 60000.0, -60000.0])), [0.5, 0.5, 0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(bad: float, rng: np.random.Generator) -> None:
+    logits = np.array([0, bad, 1], np.float32)
+    for temperature in (0.0, 0.7):
+        with pytest.raises(UserError, match="not finite"):
+            choose(logits, Sampling(temperature), rng)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_values_out_of_range_are_named(changes: dict[str, float], name: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} is"):
+        Sampling(**changes).validate()
+
+
+def test_whole_floats_are_a_top_k() -> None:
+    Sampling(top_k=0.0).validate()
+    logits = np.arange(5, dtype=np.float32)
+    assert choose(logits, Sampling(0.7, 1.0, 1.0), np.random.default_rng(0)) == 4
