@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,11 @@ def _read_index(path: Path) -> dict[str, StoredTensor]:
 def _read_torch(path: Path) -> dict[str, StoredTensor]:
     import torch
 
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path}: the file is cut short or damaged (its zip directory is missing); "
+            "download it again"
+        )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
@@ -217,12 +223,13 @@ def _explain_torch_error(error: Exception) -> str:
             f"refused: the file asks to run {name} while loading, which plain weights never do; "
             "use a file from a source you trust that holds tensors only"
         )
-    if "central directory" in text:
-        return "the file is cut short or damaged (its zip directory is missing); download it again"
     if "subdirectory" in text or "data.pkl" in text or "invalid header" in text:
         return "is a zip file but no PyTorch checkpoint"
-    first_line = (text.splitlines() or [type(error).__name__])[0][:200]
-    return f"the file is damaged or no PyTorch checkpoint ({first_line}); download it again"
+    if "Weights only load failed" in text:
+        return "its directory of tensors is damaged, or holds more than tensors; download it again"
+    first_line = (text.splitlines() or [""])[0][:200]
+    reason = f"{type(error).__name__}: {first_line}"
+    return f"the file is damaged or no PyTorch checkpoint ({reason}); download it again"
 
 
 def _state_dict(path: Path, loaded: object) -> Mapping[Any, Any]:
@@ -321,11 +328,12 @@ def _safetensors_tensor(
     begin, end = (start + offset for offset in row["data_offsets"])
 
     def read() -> npt.NDArray[Any]:
-        array = np.asarray(mapped[begin:end]).view(code).reshape(shape)
+        array = np.asarray(mapped[begin:end]).view(code)
         if dtype == "bfloat16":
             array = (array.astype(np.uint32) << 16).view(np.float32)
         elif dtype == "float64":
             array = array.astype(np.float32)
+        array = array.reshape(shape)
         array.flags.writeable = False
         return array
 

@@ -1,0 +1,632 @@
+"""Reading checkpoints of every published form, and refusing everything else in one line."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from config.config import MagmaConfig
+from tests.small_configs import small_config
+from tests.utils.published_module import deepspeed_file, published_state
+from utils.checkpoint import Checkpoint, open_checkpoint
+from utils.checkpoint_files import open_tensors
+from utils.checkpoint_layout import (
+    AdapterLayout,
+    AdapterSpec,
+    alias_name,
+    configured_layout,
+    expected_tensors,
+)
+from utils.errors import UserError
+
+State = OrderedDict[str, torch.Tensor]
+EMBEDDING = "lm.transformer.wte.weight"
+QUERY = "lm.transformer.h.0.attn.attention.q_proj.weight"
+
+
+@pytest.fixture
+def config() -> MagmaConfig:
+    return small_config()
+
+
+@pytest.fixture
+def generator(rng: np.random.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(int(rng.integers(2**31)))
+
+
+@pytest.fixture
+def state(config: MagmaConfig, generator: torch.Generator) -> State:
+    return published_state(config, configured_layout(config), generator)
+
+
+def canonical(state: State) -> State:
+    return OrderedDict((n, t) for n, t in state.items() if n.startswith(("lm.", "image_prefix.")))
+
+
+def saved(folder: Path, content: object, name: str = "model.pt") -> Path:
+    torch.save(content, folder / name)
+    return folder / name
+
+
+def assert_equal(checkpoint: Checkpoint, state: State) -> None:
+    assert set(checkpoint) == set(state)
+    for name, tensor in state.items():
+        array = checkpoint[name]
+        expected = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        np.testing.assert_array_equal(array, expected.numpy(), strict=True, err_msg=name)
+        assert checkpoint.shape(name) == array.shape
+        assert checkpoint.dtype(name) == str(tensor.dtype).removeprefix("torch.")
+
+
+def refusal(path: Path | str, config: MagmaConfig | None = None) -> str:
+    """The one line with which a checkpoint is refused."""
+    with pytest.raises(UserError) as error:
+        open_checkpoint(path, config)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+# ---- what is accepted ---------------------------------------------------------------------------
+
+
+def test_file_as_deepspeed_saves_it(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    checkpoint = open_checkpoint(saved(tmp_path, deepspeed_file(state)), config)
+    assert_equal(checkpoint, canonical(state))
+    assert checkpoint.names() == tuple(canonical(state))
+    assert checkpoint.path == tmp_path / "model.pt"
+    assert len(checkpoint) == len(checkpoint.names())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("mode", ["normal", None])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_bare_state_dict_of_every_supported_layout_and_type(
+    tmp_path: Path,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    mode: str | None,
+    layer_norm: bool,
+) -> None:
+    config = small_config(adapter_mode=mode, adapter_layer_norm=layer_norm)
+    state = published_state(config, configured_layout(config), generator, dtype)
+    assert_equal(open_checkpoint(saved(tmp_path, state), config), canonical(state))
+
+
+def test_only_canonical_names(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    checkpoint = open_checkpoint(saved(tmp_path, canonical(state)), config)
+    assert_equal(checkpoint, canonical(state))
+
+
+def test_only_aliases(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    only = {n: t for n, t in state.items() if alias_name(n) is None}
+    assert QUERY not in only
+    assert_equal(open_checkpoint(saved(tmp_path, only), config), canonical(state))
+
+
+def test_copied_aliases_that_agree(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    copied = {n: t.clone() for n, t in state.items()}
+    assert_equal(open_checkpoint(saved(tmp_path, copied), config), canonical(state))
+
+
+def test_canonical_name_wins_over_an_alias_that_comes_first(tmp_path: Path, state: State) -> None:
+    backwards = OrderedDict(reversed(state.items()))
+    assert_equal(open_checkpoint(saved(tmp_path, backwards)), canonical(state))
+
+
+def test_prefix_of_a_wrapped_module(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    wrapped = {f"module.{n}": t for n, t in state.items()}
+    assert_equal(open_checkpoint(saved(tmp_path, wrapped), config), canonical(state))
+
+
+def test_parameters_instead_of_tensors(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    state[QUERY] = torch.nn.Parameter(state[QUERY])
+    del state[alias_name(QUERY)]
+    checkpoint = open_checkpoint(saved(tmp_path, state), config)
+    np.testing.assert_array_equal(checkpoint[QUERY], state[QUERY].detach().numpy())
+
+
+def test_buffers_may_be_absent(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    required = {n for n, e in expected_tensors(config).items() if e.kind.required}
+    kept = OrderedDict((n, t) for n, t in state.items() if n in required)
+    assert len(kept) < len(canonical(state))
+    assert_equal(open_checkpoint(saved(tmp_path, kept), config), kept)
+
+
+def test_mask_as_bytes(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    changed = canonical(state)
+    for name in changed:
+        if name.endswith("attention.bias"):
+            changed[name] = changed[name].byte()
+    assert_equal(open_checkpoint(saved(tmp_path, changed), config), changed)
+
+
+def test_surplus_names_that_do_no_harm_are_listed(
+    tmp_path: Path, state: State, config: MagmaConfig
+) -> None:
+    surplus = ["image_prefix.enc.attnpool.q_proj.weight", "class_head.0.bias"]
+    checkpoint = open_checkpoint(
+        saved(tmp_path, {**state, **{n: torch.ones(3) for n in surplus}}), config
+    )
+    assert list(checkpoint.ignored) == surplus
+    assert not set(surplus) & set(checkpoint)
+
+
+@pytest.mark.parametrize("rows", [105, 106, 116])
+def test_word_embedding_is_brought_to_the_configured_rows(
+    tmp_path: Path, state: State, config: MagmaConfig, rng: np.random.Generator, rows: int
+) -> None:
+    hidden = config.transformer.hidden_size
+    table = torch.from_numpy(rng.standard_normal((rows, hidden))).half()
+    changed = canonical(state)
+    changed[EMBEDDING] = table
+    path = saved(tmp_path, changed)
+    found = open_checkpoint(path, config)[EMBEDDING]
+    assert found.shape == (106, hidden) == open_checkpoint(path, config).shape(EMBEDDING)
+    shared = min(rows, 106)
+    np.testing.assert_array_equal(found[:shared], table.numpy()[:shared])
+    assert not found[shared:].any()
+    assert not found.flags.writeable
+    assert open_checkpoint(path)[EMBEDDING].shape == (rows, hidden)
+
+
+def test_safetensors(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(canonical(state), path)
+    assert_equal(open_checkpoint(path, config), canonical(state))
+    assert_equal(open_checkpoint(tmp_path, config), canonical(state))
+
+
+def test_safetensors_of_bfloat16(tmp_path: Path, generator: torch.Generator) -> None:
+    config = small_config()
+    state = published_state(config, configured_layout(config), generator, torch.bfloat16)
+    safetensors.torch.save_file(canonical(state), tmp_path / "a.safetensors")
+    assert_equal(open_checkpoint(tmp_path, config), canonical(state))
+
+
+def save_sharded(folder: Path, state: State, suffix: str) -> Path:
+    names = list(state)
+    files = {}
+    for i in range(3):
+        part = {n: state[n] for n in names[i::3]}
+        file = f"model-{i}.{suffix}"
+        if suffix == "safetensors":
+            safetensors.torch.save_file(part, folder / file)
+        else:
+            torch.save(part, folder / file)
+        files.update(dict.fromkeys(part, file))
+    stem = "model.safetensors" if suffix == "safetensors" else "pytorch_model.bin"
+    index = folder / f"{stem}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return index
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_with_an_index(
+    tmp_path: Path, state: State, config: MagmaConfig, suffix: str
+) -> None:
+    index = save_sharded(tmp_path, canonical(state), suffix)
+    assert_equal(open_checkpoint(index, config), canonical(state))
+    assert_equal(open_checkpoint(tmp_path, config), canonical(state))
+
+
+def test_folders(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    step = tmp_path / "global_step30"
+    step.mkdir()
+    saved(step, deepspeed_file(state), "mp_rank_00_model_states.pt")
+    assert_equal(open_checkpoint(step, config), canonical(state))
+    (tmp_path / "latest").write_text("global_step30\n")
+    assert_equal(open_checkpoint(tmp_path, config), canonical(state))
+
+
+# ---- laziness and bookkeeping -------------------------------------------------------------------
+
+
+def mapped_ranges(path: Path) -> list[tuple[int, int]]:
+    ranges = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(path)):
+            start, end = line.split()[0].split("-")
+            ranges.append((int(start, 16), int(end, 16)))
+    return ranges
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mappings")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_arrays_are_read_only_views_of_the_mapped_file(
+    tmp_path: Path, generator: torch.Generator, config: MagmaConfig, dtype: torch.dtype, suffix: str
+) -> None:
+    state = canonical(published_state(config, configured_layout(config), generator, dtype))
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "pt":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(state, path)
+    checkpoint = open_checkpoint(path, config)
+    for name in checkpoint:
+        array = checkpoint[name]
+        address = array.__array_interface__["data"][0]
+        assert any(start <= address < end for start, end in mapped_ranges(path)), name
+        assert not array.flags.writeable
+        assert np.shares_memory(array, checkpoint[name])
+
+
+def test_arrays_outlive_the_checkpoint(tmp_path: Path, state: State) -> None:
+    array = open_checkpoint(saved(tmp_path, state))[QUERY]
+    np.testing.assert_array_equal(array, state[QUERY].numpy())
+
+
+def test_every_tensor_is_used_once(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    checkpoint = open_checkpoint(saved(tmp_path, state), config)
+    required = [n for n, e in expected_tensors(config).items() if e.kind.required]
+    assert sorted(checkpoint.leftover()) == sorted(required)
+    np.testing.assert_array_equal(checkpoint.take(QUERY), state[QUERY].numpy())
+    assert QUERY not in checkpoint.leftover()
+    with pytest.raises(ValueError, match="used twice"):
+        checkpoint.take(QUERY)
+    for name in set(required) - {QUERY}:
+        checkpoint.take(name)
+    assert checkpoint.leftover() == ()
+
+
+def test_size_counts_shared_storage_once(tmp_path: Path, state: State) -> None:
+    expected_bytes = sum(t.nbytes for t in canonical(state).values())
+    assert open_checkpoint(saved(tmp_path, state)).size_bytes() == expected_bytes
+
+
+def test_unknown_name_is_named(tmp_path: Path, state: State) -> None:
+    checkpoint = open_checkpoint(saved(tmp_path, state))
+    assert "nonsense" not in checkpoint
+    with pytest.raises(UserError, match=r"lacks the tensor nonsense"):
+        checkpoint["nonsense"]
+
+
+# ---- wrong contents -----------------------------------------------------------------------------
+
+
+def test_missing_tensors_are_named_and_counted(
+    tmp_path: Path, state: State, config: MagmaConfig
+) -> None:
+    gone = ["image_prefix.proj.bias", "lm.transformer.ln_f.bias"]
+    rest = {n: t for n, t in state.items() if n not in gone}
+    message = refusal(saved(tmp_path, rest), config)
+    assert "2 tensors are missing" in message
+    assert all(name in message for name in gone)
+
+
+@pytest.mark.parametrize("entry", ["running_var", "running_mean"])
+def test_statistics_are_required(
+    tmp_path: Path, state: State, config: MagmaConfig, entry: str
+) -> None:
+    name = f"image_prefix.enc.layer2.0.bn2.{entry}"
+    del state[name]
+    assert f"1 tensor is missing: {name}" in refusal(saved(tmp_path, state), config)
+
+
+def test_extra_tensors_are_named_and_counted(
+    tmp_path: Path, state: State, config: MagmaConfig
+) -> None:
+    state["image_prefix.extra"] = torch.ones(1)
+    message = refusal(saved(tmp_path, state), config)
+    assert "1 tensor is unknown: image_prefix.extra" in message
+
+
+def test_misshapen_tensor_is_named_with_both_shapes(
+    tmp_path: Path, state: State, config: MagmaConfig
+) -> None:
+    changed = canonical(state)
+    changed[QUERY] = torch.ones(64, 63)
+    message = refusal(saved(tmp_path, changed), config)
+    assert f"{QUERY} is (64, 63), expected (64, 64)" in message
+
+
+def test_word_embedding_with_odd_rows_is_refused(
+    tmp_path: Path, state: State, config: MagmaConfig
+) -> None:
+    changed = canonical(state)
+    changed[EMBEDDING] = torch.ones(90, 64)
+    assert f"{EMBEDDING} is (90, 64), expected (106, 64)" in refusal(
+        saved(tmp_path, changed), config
+    )
+
+
+def test_bias_in_place_of_the_mask_is_refused(
+    tmp_path: Path, state: State, config: MagmaConfig
+) -> None:
+    changed = canonical(state)
+    name = "lm.transformer.h.1.attn.attention.bias"
+    changed[name] = torch.ones(64)
+    assert f"{name} is (64,)" in refusal(saved(tmp_path, changed), config)
+
+
+def test_integers_as_weights_are_refused(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    changed = canonical(state)
+    changed[QUERY] = changed[QUERY].char()
+    assert f"{QUERY} is int8" in refusal(saved(tmp_path, changed), config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"layers": 3}, "transformer.layers = 2 (the configuration says 3)"),
+        ({"visual_layers": (2, 2, 1, 2)}, "tensors are missing: image_prefix.enc.layer1.1."),
+        ({"visual_layers": (1, 1, 1, 1)}, "tensors are unknown: image_prefix.enc.layer2.1."),
+    ],
+)
+def test_checkpoint_of_another_preset(
+    tmp_path: Path, state: State, changes: dict[str, object], field: str
+) -> None:
+    assert field in refusal(saved(tmp_path, state), small_config(**changes))
+
+
+def test_layout_that_the_configuration_does_not_ask_for(
+    tmp_path: Path, state: State, generator: torch.Generator
+) -> None:
+    path = saved(tmp_path, state)
+    message = refusal(path, small_config(adapter_mode=None))
+    assert "set transformer.ff_adapter.mode to normal" in message
+    message = refusal(path, small_config(adapter_layer_norm=True))
+    assert "set transformer.ff_adapter.layer_norm to False" in message
+    plain = published_state(small_config(), AdapterLayout(), generator)
+    message = refusal(saved(tmp_path, plain), small_config())
+    assert "no adapters" in message
+    assert "set transformer.ff_adapter.mode to None" in message
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        AdapterLayout(AdapterSpec("normal", 8), AdapterSpec("normal", 8)),
+        AdapterLayout(AdapterSpec("parallel", 16)),
+        AdapterLayout(AdapterSpec("scaled_parallel", 16)),
+        AdapterLayout(None, AdapterSpec("scaled_parallel", 16)),
+    ],
+)
+def test_layouts_without_graphs_end_in_a_line_that_names_them(
+    tmp_path: Path, generator: torch.Generator, config: MagmaConfig, layout: AdapterLayout
+) -> None:
+    path = saved(tmp_path, published_state(config, layout, generator))
+    assert layout.describe() in refusal(path, config)
+
+
+def test_language_model_alone_lacks_the_image_prefix(
+    tmp_path: Path, state: State, config: MagmaConfig
+) -> None:
+    alone = {n.removeprefix("lm."): t for n, t in state.items() if n.startswith("lm.")}
+    message = refusal(saved(tmp_path, alone), config)
+    assert "missing: image_prefix." in message
+    assert "unknown" not in message
+
+
+def test_other_models_are_told_apart(tmp_path: Path, state: State, config: MagmaConfig) -> None:
+    state["lm.transformer.wpe.weight"] = torch.ones(4, 4)
+    assert "GPT-Neo" in refusal(saved(tmp_path, state), config)
+    assert "no MAGMA tensors (fc.weight)" in refusal(
+        saved(tmp_path, {"fc.weight": torch.ones(1)}), config
+    )
+
+
+def test_aliases_that_differ_are_refused(tmp_path: Path, state: State) -> None:
+    alias = alias_name(QUERY)
+    state[alias] = state[alias].clone()
+    state[alias][3, 5] += 1
+    message = refusal(saved(tmp_path, state))
+    assert QUERY in message
+    assert alias in message
+
+
+def test_aliases_of_different_shape_are_refused(tmp_path: Path, state: State) -> None:
+    state[alias_name(QUERY)] = torch.ones(2, 2)
+    assert QUERY in refusal(saved(tmp_path, state))
+
+
+# ---- files that are no checkpoints --------------------------------------------------------------
+
+
+def test_paths_that_are_not_there(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "absent.pt")
+    os.mkfifo(tmp_path / "fifo.pt")
+    assert "neither a file nor a folder" in refusal(tmp_path / "fifo.pt")
+
+
+def test_file_without_permission(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, state)
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: str) -> object:
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "Permission denied" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "explanation"),
+    [
+        (b"", "is empty"),
+        (b"hello\n" * 100, "is no checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"  <!DOCTYPE html><html></html>", "web page"),
+        (pickle.dumps({"a": 1}), "bare pickle"),
+        (b"\x00" * 4096, "is no checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_files_of_other_kinds(tmp_path: Path, name: str, content: bytes, explanation: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert explanation in refusal(path) or name.endswith("safetensors")
+
+
+def test_zip_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    for names in (["a.txt"], ["folder/a.txt", "folder/version"]):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, "3\n")
+        assert "zip file but no PyTorch checkpoint" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("fraction", [0.0001, 0.01, 0.5, 0.99, 0.9999])
+def test_truncated_files(tmp_path: Path, state: State, suffix: str, fraction: float) -> None:
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "pt":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(canonical(state), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+    assert "cut short" in refusal(path) or fraction < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_damaged_directories_never_escape_as_other_errors(
+    tmp_path: Path, state: State, rng: np.random.Generator, suffix: str
+) -> None:
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "pt":
+        torch.save(state, path)
+    else:
+        safetensors.torch.save_file(canonical(state), path)
+    sound = np.fromfile(path, np.uint8)
+    for _ in range(60):
+        content = sound.copy()
+        where = rng.integers(0, 8000, 3) * rng.choice([1, -1])
+        content[where] = rng.integers(0, 256, 3)
+        content.tofile(path)
+        with contextlib.suppress(UserError):
+            open_checkpoint(path, small_config())
+
+
+class Attack:
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.reduced = (function, arguments)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.reduced
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(os.system, "system"), (builtins.eval, "eval"), (os.mkdir, "mkdir")]
+)
+def test_pickle_that_wants_to_run_something_is_refused(
+    tmp_path: Path, state: State, function: Callable[..., object], name: str
+) -> None:
+    target = tmp_path / "created"
+    argument = str(target) if function is os.mkdir else f"__import__('os').mkdir({str(target)!r})"
+    content = {**deepspeed_file(state), "config": Attack(function, argument)}
+    message = refusal(saved(tmp_path, content))
+    assert "refused" in message
+    assert name in message
+    assert not target.exists()
+
+
+def test_contents_that_are_no_tensors(tmp_path: Path, state: State) -> None:
+    assert "holds a list" in refusal(saved(tmp_path, [1, 2]))
+    assert "holds no tensors" in refusal(saved(tmp_path, {}))
+    assert "is of type int" in refusal(saved(tmp_path, {"a": 1}))
+    assert "is of type Tensor" in refusal(saved(tmp_path, {"a": torch.ones(2, 2).to_sparse()}))
+    assert "'module' is of type NoneType" in refusal(
+        saved(tmp_path, {**deepspeed_file(state), "module": None})
+    )
+
+
+def test_folders_without_one_checkpoint(tmp_path: Path, state: State) -> None:
+    assert "holds no checkpoint" in refusal(tmp_path)
+    saved(tmp_path, state, "a.pt")
+    saved(tmp_path, state, "b.pt")
+    assert "holds 2 checkpoint files (a.pt, b.pt)" in refusal(tmp_path)
+    saved(tmp_path, state, "mp_rank_01_model_states.pt")
+    assert "several model-parallel ranks" in refusal(tmp_path)
+
+
+def test_tag_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path, state: State) -> None:
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    for folder in (outside, inside):
+        folder.mkdir()
+    saved(outside, state, "mp_rank_00_model_states.pt")
+    (inside / "latest").write_text("../outside")
+    assert "holds no checkpoint" in refusal(inside)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "no json", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'),
+        *('{"weight_map": {"a": "../x.pt"}}', '{"weight_map": {"a": "/etc/passwd"}}', "[" * 99999),
+    ],
+)
+def test_damaged_indexes(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(text)
+    assert "is no checkpoint index" in refusal(path)
+
+
+def test_index_that_promises_too_much(tmp_path: Path, state: State) -> None:
+    index = save_sharded(tmp_path, canonical(state), "safetensors")
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm.more"] = "model-0.safetensors"
+    index.write_text(json.dumps(content))
+    assert "says that lm.more is in model-0.safetensors" in refusal(index)
+    (tmp_path / "model-0.safetensors").unlink()
+    assert "names model-0.safetensors, which is missing" in refusal(index)
+
+
+def row(**changes: object) -> dict[str, object]:
+    return {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8], **changes}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": row(dtype="F7")},
+        {"a": row(shape=[2, 3])},
+        {"a": row(shape=[-2, -2])},
+        {"a": row(shape=[2, 2.0])},
+        {"a": row(shape="22")},
+        {"a": row(data_offsets=[8, 0])},
+        {"a": row(data_offsets=[-8, 0])},
+        {"a": row(data_offsets=[0])},
+        {"a": row(data_offsets=[0, 2**62], shape=[2**61])},
+        {"a": row(dtype=[])},
+        {"a": None},
+        {"a": {}},
+        {},
+        [],
+        None,
+    ],
+)
+def test_hostile_safetensors_headers(tmp_path: Path, header: object) -> None:
+    path = tmp_path / "model.safetensors"
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    refusal(path)
+    sound = json.dumps({"a": row()}).encode()
+    path.write_bytes(len(sound).to_bytes(8, "little") + sound + bytes(8))
+    assert open_tensors(path)["a"].shape == (2, 2)
+
+
+def test_safetensors_header_longer_than_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for length in (2**63, 2**30, 1, 0):
+        path.write_bytes(length.to_bytes(8, "little") + b"{}")
+        refusal(path)
