@@ -1,6 +1,15 @@
 """Kernels: one factory per op kind, grouped in families. Importing this package loads them all."""
 
-from popxl_torch.kernels import elementwise
+from popxl_torch.kernels import elementwise, reduce, shape
 from popxl_torch.kernels.registry import KernelEntry, Site, kernel, kernel_entry, kernel_kinds
 
-__all__ = ["KernelEntry", "Site", "elementwise", "kernel", "kernel_entry", "kernel_kinds"]
+__all__ = [
+    "KernelEntry",
+    "Site",
+    "elementwise",
+    "kernel",
+    "kernel_entry",
+    "kernel_kinds",
+    "reduce",
+    "shape",
+]

@@ -1,0 +1,20 @@
+"""Rounding down."""
+
+from __future__ import annotations
+
+from popxl.context import op_debug_context
+from popxl.ops._families import define_elementwise, unary
+from popxl.tensor import Tensor
+
+define_elementwise("Floor")
+
+
+@op_debug_context
+def floor(t: Tensor) -> Tensor:
+    """Each element rounded down to an integer.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph.
+    """
+    return unary("Floor", t, "floor_out")

@@ -1,0 +1,30 @@
+"""Mean."""
+
+from __future__ import annotations
+
+from typing import Iterable, Optional, Union
+
+from popxl.context import op_debug_context
+from popxl.ops._families import define_reduction, reduction
+from popxl.tensor import Tensor
+
+define_reduction("ReduceMean")
+
+
+@op_debug_context
+def mean(
+    t: Tensor, axis: Optional[Union[int, Iterable[int]]] = None, keepdims: bool = False
+) -> Tensor:
+    """Arithmetic mean of elements, over all or some axes.
+
+    Args:
+        t: any shape.
+        axis: axis or axes, negative ones count from the end; None for all, () for none.
+        keepdims: keep reduced axes with length 1.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph.
+        popart_exception: an axis is out of range or repeated.
+    """
+    return reduction("ReduceMean", t, axis, keepdims, "mean_out")

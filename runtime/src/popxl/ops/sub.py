@@ -1,0 +1,25 @@
+"""Subtraction."""
+
+from __future__ import annotations
+
+from popxl.context import op_debug_context
+from popxl.ops._families import binary, define_elementwise
+from popxl.tensor import Tensor
+
+define_elementwise("Sub")
+
+
+@op_debug_context
+def sub(lhs: Tensor, rhs: Tensor) -> Tensor:
+    """Difference ``lhs - rhs``, element by element.
+
+    Args:
+        lhs: any shape.
+        rhs: same dtype, broadcastable with ``lhs``.
+
+    Raises:
+        TypeError: an argument is not a Tensor.
+        ValueError: an argument is not in the current graph.
+        popart_exception: dtypes differ or shapes do not broadcast.
+    """
+    return binary("Sub", "sub_out", lhs=lhs, rhs=rhs)

@@ -1,0 +1,20 @@
+"""Hyperbolic tangent."""
+
+from __future__ import annotations
+
+from popxl.context import op_debug_context
+from popxl.ops._families import define_elementwise, unary
+from popxl.tensor import Tensor
+
+define_elementwise("Tanh")
+
+
+@op_debug_context
+def tanh(t: Tensor) -> Tensor:
+    """Hyperbolic tangent of each element.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph.
+    """
+    return unary("Tanh", t, "tanh_out")
