@@ -64,9 +64,7 @@ def define_reduction(kind: str) -> None:
     define(OpDef(kind, infer_reduction, flops=_one_per_input))
 
 
-def reduced_shape(
-    shape: tuple[int, ...], axes: Sequence[int], keepdims: bool
-) -> tuple[int, ...]:
+def reduced_shape(shape: tuple[int, ...], axes: Sequence[int], keepdims: bool) -> tuple[int, ...]:
     """``shape`` without ``axes``, or with length 1 there."""
     if keepdims:
         return tuple(1 if axis in axes else size for axis, size in enumerate(shape))

@@ -1,0 +1,29 @@
+"""Logarithms."""
+
+from __future__ import annotations
+
+import math
+
+from popxl.context import op_debug_context
+from popxl.ops._families import define_elementwise, unary
+from popxl.ops.div import div
+from popxl.tensor import Tensor, constant
+
+define_elementwise("Log")
+
+
+@op_debug_context
+def log(t: Tensor) -> Tensor:
+    """Natural logarithm of each element.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph.
+    """
+    return unary("Log", t, "log_out")
+
+
+@op_debug_context
+def log2(t: Tensor) -> Tensor:
+    """Logarithm to base 2 of each element, made of ``log(t) / log(2)``; raises as :func:`log`."""
+    return div(log(t), constant(math.log(2), t.dtype, "log2"))
