@@ -220,7 +220,7 @@ def _random_checkpoint(config: MagmaConfig) -> Path:
                 "set DATASETS_DIR to a folder that can be written"
             ) from error
         write_random_checkpoint(path, config, seed=config.seed, dtype=str(config.visual.precision))
-    _log.info("random weights: %s", path)
+    _log.debug("random weights: %s", path)
     return path
 
 
@@ -331,12 +331,12 @@ def _run(argv: Sequence[str]) -> None:
     setup_logging(check_level(options.log_level))
     _check_target(options.dump_logits)
     _check_target(options.dump_tokens)
-    _log.info("process %d, config %s: %s", os.getpid(), options.config, config.as_dict())
     check_lengths(config, [[]] * config.batch, options.max_out_tokens)
     image = _load_picture(config, options.image)
     checkpoint, tokenizer = _prepare(config, options.config, options.checkpoint)
     prompt_ids = encode_prompt(tokenizer, options.prompt)
     check_lengths(config, [prompt_ids] * config.batch, options.max_out_tokens)
+    _log.info("process %d, config %s: %s", os.getpid(), options.config, config.as_dict())
     set_seeds(config.seed)
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
         trace = Path(folder) / "trace.json"
@@ -345,11 +345,12 @@ def _run(argv: Sequence[str]) -> None:
             session, config, tokenizer, image, prompt_ids, sampling, options.max_out_tokens
         )
         table = phase_table(trace)
-    _dump(options, results[0])
+    # Printed first: a file that cannot be written must not cost the answer.
     print(f"prompt:    {options.prompt}")
     for result in results:
         print(f"generated: {decode(tokenizer, result)}")
     print(f"\n{table}")
+    _dump(options, results[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -161,7 +161,9 @@ class _Batch:
         self._prompts = [list(prompt) for prompt in prompts]
         self._new: list[list[int]] = [[] for _ in prompts]
         self._logits: list[list[Array]] = [[] for _ in prompts]
-        self._ids = np.full((len(prompts), config.text_tokens), eos_id, dtype=np.int32)
+        # No output that is read depends on the padding; it only must be a row of the embedding.
+        pad_id = min(eos_id, config.transformer.embedding.real_vocab_size - 1)
+        self._ids = np.full((len(prompts), config.text_tokens), pad_id, dtype=np.int32)
         for row, prompt in enumerate(self._prompts):
             self._ids[row, : len(prompt)] = prompt
 

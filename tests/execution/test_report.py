@@ -1,0 +1,55 @@
+"""The table of phases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from execution.report import human, phase_table, read_trace
+
+TRACE = {
+    "version": 1,
+    "runs": 2,
+    "total_ms": 31.5,
+    "regions": [
+        {"name": "image_prefix", "runs": 2, "loaded_bytes": 1536, "copied_bytes": 0, "ms": 20.25},
+        {"name": "decoder", "runs": 4, "loaded_bytes": 5_242_880, "copied_bytes": 7, "ms": 1.5},
+    ],
+}
+
+
+def _write(path: Path, content: object) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_table_of_a_trace(tmp_path: Path) -> None:
+    lines = phase_table(_write(tmp_path / "trace.json", TRACE)).split("\n")
+    words = [line.split() for line in lines]
+    assert words[0] == ["phase", "runs", "weights", "loaded", "bytes", "ms"]
+    assert words[2] == ["image_prefix", "2", "1.50", "KiB", "1,536", "20.2"]
+    assert words[3] == ["decoder", "4", "5.00", "MiB", "5,242,880", "1.50"]
+    assert words[5] == ["total", "6", "5.00", "MiB", "5,244,416", "21.8"]
+    assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("path", [None, "missing.json"])
+def test_no_trace_is_said(path: str | None, tmp_path: Path) -> None:
+    table = phase_table(None if path is None else tmp_path / path)
+    assert "no trace" in table
+    assert "\n" not in table
+
+
+@pytest.mark.parametrize("content", [[], {}, {"regions": [{"name": "x"}]}, {"regions": 3}])
+def test_a_trace_of_another_form_is_none(content: object, tmp_path: Path) -> None:
+    assert read_trace(_write(tmp_path / "trace.json", content)) is None
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (12_868_246_752, "11.98 GiB")],
+)
+def test_human(num_bytes: int, text: str) -> None:
+    assert human(num_bytes) == text

@@ -1,0 +1,309 @@
+"""The program's command line: what it prints and writes, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_inference
+from config.config import MagmaConfig
+from config.parsing import load_preset
+from utils.checkpoint import write_random_checkpoint
+from utils.errors import UserError
+from utils.tokenizer import SMALL_TOKENIZER, load_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class FakeSession:
+    """Favours one id after the other, from "A" on, and then the end of the text."""
+
+    def __init__(self, config: MagmaConfig, tokens: list[int]) -> None:
+        self.inputs = SimpleNamespace(words="words", image="image")
+        self.outputs = SimpleNamespace(logits="logits")
+        self.entered = 0
+        self._config = config
+        self._tokens = iter(tokens)
+
+    def __enter__(self) -> FakeSession:
+        self.entered += 1
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.entered -= 1
+
+    def run(self, _inputs: object) -> dict[str, np.ndarray]:
+        assert self.entered
+        config = self._config
+        vocabulary = config.transformer.embedding.vocab_size
+        logits = np.zeros((config.batch * config.total_tokens, vocabulary), np.float32)
+        logits[:, next(self._tokens)] = 50
+        return {"logits": np.stack(np.split(logits, config.tensor_parallel, axis=1))}
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def picture(tmp_path: Path, rng: np.random.Generator) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("APP_LOG_LEVEL", raising=False)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, _cache: None) -> list[Any]:
+    """The arguments of every session that would be opened; it answers with " a b" and ends."""
+    calls: list[Any] = []
+    tokenizer = load_tokenizer(SMALL_TOKENIZER)
+    tokens = [*tokenizer.encode(" a b"), tokenizer.eos_token_id]
+
+    def open_session(config: MagmaConfig, checkpoint: object, trace: object = None) -> FakeSession:
+        calls.append((config, checkpoint, trace))
+        return FakeSession(config, tokens)
+
+    monkeypatch.setattr(run_inference, "_open_session", open_session)
+    return calls
+
+
+def _error(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that wrong input gives."""
+    status = run_inference.main(argv)
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_prints_prompt_text_and_phases(
+    picture: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--image", str(picture), "--prompt", "A picture of", "--temperature", "0"]
+    assert run_inference.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "prompt:    A picture of"
+    assert lines[1] == "generated:  a b"
+    assert "no trace" in lines[3]
+    config, checkpoint, _ = opened[0]
+    assert config == load_preset("tiny")
+    assert checkpoint.path.parent.name == "cache"
+
+
+def test_dumps(picture: Path, opened: list[Any], tmp_path: Path) -> None:
+    logits_file, tokens_file = tmp_path / "logits.npy", tmp_path / "tokens.json"
+    argv = ["--image", str(picture), "--prompt", "A", "--top_k", "1"]
+    argv += ["--dump_logits", str(logits_file), "--dump_tokens", str(tokens_file)]
+    assert run_inference.main(argv) == 0
+    tokens = json.loads(tokens_file.read_text())
+    tokenizer = load_tokenizer(SMALL_TOKENIZER)
+    assert set(tokens) == {"prompt_ids", "generated_ids"}
+    assert tokens["prompt_ids"] == tokenizer.encode("A")
+    assert tokens["generated_ids"] == [*tokenizer.encode(" a b"), tokenizer.eos_token_id]
+    logits = np.load(logits_file)
+    assert logits.dtype == np.float32
+    assert logits.shape == (len(tokens["generated_ids"]), 512)
+    assert logits.argmax(axis=-1).tolist() == tokens["generated_ids"]
+    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_empty_prompt_and_batch(
+    picture: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = [f"--{part}.execution.micro_batch_size=2" for part in ("visual", "transformer")]
+    argv = ["--image", str(picture), "--prompt", "", "--temperature", "0", *batch]
+    assert run_inference.main(argv) == 0
+    assert capsys.readouterr().out.count("generated:  a b") == 2
+    assert opened[0][0].batch == 2
+
+
+def test_a_checkpoint_asks_for_the_release_preset() -> None:
+    assert run_inference._default_preset(["--checkpoint", "x"]) == "magma_v1_500"
+    assert run_inference._default_preset(["--checkpoint=x"]) == "magma_v1_500"
+    assert run_inference._default_preset(["--image", "x"]) == "tiny"
+
+
+@pytest.mark.usefixtures("_cache")
+def test_random_checkpoint_is_made_once() -> None:
+    config = load_preset("tiny")
+    path = run_inference._random_checkpoint(config)
+    before = path.stat().st_mtime_ns
+    assert run_inference._random_checkpoint(config) == path
+    assert path.stat().st_mtime_ns == before
+    config.transformer.layers = 3
+    assert run_inference._random_checkpoint(config) != path
+
+
+_BAD = {
+    "unknown preset": (["--config", "tinny"], ["'tinny'", "'tiny'"]),
+    "unknown field": (["--transformer.hidden", "3"], ["--transformer.hidden", "hidden_size'"]),
+    "wrong type": (["--max_out_tokens", "ten"], ["--max_out_tokens", "'ten'"]),
+    "wrong type of a field": (["--width", "x"], ["--width", "'x'"]),
+    "tp and heads": (["--tensor_parallel", "16"], ["16", "attention.heads (8)"]),
+    "temperature": (["--temperature", "-1"], ["temperature is -1.0"]),
+    "top_p above": (["--top_p", "1.5"], ["top_p is 1.5", "0..1"]),
+    "top_p below": (["--top_p", "-0.5"], ["top_p is -0.5"]),
+    "top_k": (["--top_k", "-2"], ["top_k is -2"]),
+    "no token": (["--max_out_tokens", "0"], ["max_out_tokens is 0"]),
+    "too many tokens": (["--max_out_tokens", "100"], ["too long", "sequence_length 64"]),
+    "long prompt": (["--prompt", "{" * 70], ["6 tokens too long", "has 70", "is 64"]),
+    "broken text": (["--prompt", "a\udcff"], ["not valid text"]),
+    "log level": (["--log_level", "LOUD"], ["'LOUD'", "DEBUG"]),
+    "missing picture": (["--image", "nowhere.png"], ["nowhere.png"]),
+    "missing checkpoint": (["--config", "tiny", "--checkpoint", "nowhere.pt"], ["nowhere.pt"]),
+    "dump into nowhere": (["--dump_logits", "no/such/logits.npy"], ["no/such"]),
+    "dump onto a folder": (["--dump_tokens", "/"], ["folder"]),
+    "stray word": (["picture.png"], ["'picture.png'"]),
+    "other sizes than the published": (
+        ["--config", "magma_v1_500", "--transformer.layers", "2"],
+        ["published checkpoint", "--checkpoint"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", _BAD)
+def test_bad_input_is_one_line(
+    case: str, picture: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv, facts = _BAD[case]
+    image = [] if "--image" in argv else ["--image", str(picture)]
+    line = _error([*image, *argv], capsys)
+    for fact in facts:
+        assert fact in line
+    assert not opened, "wrong input must be found before a session is built"
+
+
+def test_checkpoint_of_other_sizes_is_one_line(
+    picture: Path, tmp_path: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_preset("tiny")
+    config.transformer.layers = 1
+    path = tmp_path / "model.pt"
+    write_random_checkpoint(path, config)
+    argv = ["--config", "tiny", "--checkpoint", str(path), "--image", str(picture)]
+    assert "transformer.layers = 1" in _error(argv, capsys)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_space_left_is_one_line_and_leaves_nothing(
+    picture: Path,
+    tmp_path: Path,
+    opened: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(file: object, _array: object) -> None:
+        with open("/dev/full", "wb") as device:  # noqa: PTH123 - a device, not a path of ours
+            device.write(b"x" * 10_000_000)
+
+    monkeypatch.setattr(np, "save", full)
+    target = tmp_path / "logits.npy"
+    argv = ["--image", str(picture), "--dump_logits", str(target), "--log_level", "ERROR"]
+    assert run_inference.main([*argv, "--temperature", "0"]) == 2
+    captured = capsys.readouterr()
+    assert "generated:  a b" in captured.out
+    assert captured.err.startswith(f"error: {target}: ")
+    assert "no space left" in captured.err
+    assert captured.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "picture.png"]
+
+
+def test_interruption_ends_quietly(
+    picture: Path,
+    opened: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_inference, "generate", interrupt)
+    argv = ["--image", str(picture), "--log_level", "WARNING"]
+    assert run_inference.main(argv) == 130
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_notebook_functions(picture: Path, opened: list[Any]) -> None:
+    session, config, tokenizer = run_inference.init_inference_session("tiny", None)
+    assert config == load_preset("tiny")
+    assert len(tokenizer) == 512
+    session.entered = 1
+    text = run_inference.run_inference(
+        session, config, tokenizer, str(picture), "A picture of ", 0,
+        top_p=0.9, top_k=0.0, temperature=0.0, max_out_tokens=6,
+    )  # fmt: skip
+    assert text == " a b"
+    assert session.entered == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"temperature": -1}, "temperature"), ({"max_out_tokens": 99}, "too long")],
+)
+def test_notebook_functions_refuse_too(
+    changes: dict[str, float], message: str, picture: Path, opened: list[Any]
+) -> None:
+    session, config, tokenizer = run_inference.init_inference_session("tiny")
+    with pytest.raises(UserError, match=message):
+        run_inference.run_inference(session, config, tokenizer, picture, "A", 0, **changes)
+
+
+def _program(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "run_inference.py", *argv],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_teaches() -> None:
+    result = _program("--help", COLUMNS="100")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    options = ["config", "checkpoint", "image", "prompt", "seed", "top_p", "top_k", "temperature"]
+    options += ["max_out_tokens", "log_level", "dump_logits", "dump_tokens", "heads"]
+    options += ["transformer.attention.heads", "visual.layers", "mode", "tensor_parallel"]
+    for option in options:
+        assert f"--{option}" in result.stdout
+    for fact in ("magma_v1_1024", "(default: 0.9)", "examples:", "text to continue"):
+        assert fact in result.stdout
+    assert "(default: None)" not in result.stdout
+
+
+def test_program_ends_with_status_two() -> None:
+    result = _program("--config", "tinny")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: unknown config 'tinny'")
+    assert result.stderr.count("\n") == 1
