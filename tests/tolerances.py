@@ -18,12 +18,13 @@ FLOAT16 = 2e-2
 REFERENCE_FLOAT32 = 1e-5
 REFERENCE_FLOAT64 = 1e-11
 
-# Absolute error of sin and cos tables in a float16 model. Half a unit in the last place of float16
-# just below 1 is 2.4e-4; the rest is for angles computed in float32.
+# Absolute error of sin and cos in a model. Half a unit in the last place below 1 is 2.4e-4 in float16
+# and 3e-8 in float32; the tables must be rounded once, from angles in float64.
 ROTARY_FLOAT16 = 3e-4
+ROTARY_FLOAT32 = 1e-7
 
-# Absolute error of sin and cos tables in a float32 model: a float32 angle near 2048 is 6e-5 wrong.
-ROTARY_FLOAT32 = 2e-4
+# Absolute error of transformers' tables: a float32 angle near 2048 is 1e-4 wrong.
+ROTARY_TRANSFORMERS = 2e-4
 
 BY_PRECISION = {"float32": FLOAT32, "float16": FLOAT16}
 

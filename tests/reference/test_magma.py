@@ -16,7 +16,7 @@ from tests.small_configs import small_config
 from tests.tolerances import (
     REFERENCE_FLOAT32,
     REFERENCE_FLOAT64,
-    ROTARY_FLOAT32,
+    ROTARY_TRANSFORMERS,
     assert_close,
     relative_error,
 )
@@ -256,7 +256,7 @@ def test_the_rotary_table_matches_that_of_transformers():
     attention = ReferenceMagma(small_config(text_tokens=2047, layers=1)).lm.transformer.h[0].attn
     theirs = attention.embed_positions
     assert theirs.shape == (2048, 6)
-    np.testing.assert_allclose(rotary_table(2048, 6), theirs, atol=ROTARY_FLOAT32)
+    np.testing.assert_allclose(rotary_table(2048, 6), theirs, atol=ROTARY_TRANSFORMERS)
     np.testing.assert_allclose(ours[5, 0], math.sin(5))
     np.testing.assert_allclose(ours[7, 33], math.cos(7 * 10000 ** (-2 / 64)))
 
