@@ -60,7 +60,7 @@ class TruncatedNormal(LazyInitialiser):
 
     def _draw(self, count: int) -> np.ndarray:
         # The global state, because programs make their weights reproducible by seeding it.
-        draw = np.random.standard_normal  # noqa: NPY002
+        draw = np.random.standard_normal
         values = draw(count)
         while (outside := np.abs(values) > self.bound).any():
             values[outside] = draw(int(outside.sum()))

@@ -69,23 +69,17 @@ def repeat_axis(x: np.ndarray, n: int, axis: int = 0) -> np.ndarray:
     return np.concatenate([x] * n, axis=axis)
 
 
-def split2D(  # noqa: N802 (a PopXL name)
-    x: np.ndarray, n_1: int, n_2: int, axis_1: int, axis_2: int
-) -> list[list[np.ndarray]]:
+def split2D(x: np.ndarray, n_1: int, n_2: int, axis_1: int, axis_2: int) -> list[list[np.ndarray]]:
     """`n_1` lists of `n_2` parts, cut along two axes."""
     return [np.split(part, n_2, axis=axis_2) for part in np.split(x, n_1, axis=axis_1)]
 
 
-def shard2D(  # noqa: N802 (a PopXL name)
-    x: np.ndarray, n_1: int, n_2: int, axis_1: int, axis_2: int
-) -> np.ndarray:
+def shard2D(x: np.ndarray, n_1: int, n_2: int, axis_1: int, axis_2: int) -> np.ndarray:
     """`shard` over two axes, `axis_1` outermost: a leading axis of n_1 * n_2."""
     return np.stack([part for row in split2D(x, n_1, n_2, axis_1, axis_2) for part in row])
 
 
-def unshard2D(  # noqa: N802 (a PopXL name)
-    x: np.ndarray, n_1: int, n_2: int, axis_1: int, axis_2: int
-) -> np.ndarray:
+def unshard2D(x: np.ndarray, n_1: int, n_2: int, axis_1: int, axis_2: int) -> np.ndarray:
     """The inverse of `shard2D`."""
     assert x.shape[0] == n_1 * n_2, f"leading axis {x.shape[0]}, expected {n_1} * {n_2}"
     rows = x.reshape(n_1, n_2, *x.shape[1:])

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import popxl
 from popxl import ops
-
 from popxl_addons.named_tensors import NamedTensors, TensorMap
 
 if TYPE_CHECKING:
     from popxl.ops.call import CallSiteInfo
-
     from popxl_addons.module import Module, _Aux
 
 _AUTODIFF_METHODS = ("auto", "build_grad", "autodiff")
@@ -142,9 +140,7 @@ class GraphWithNamedArgs:
             raise ValueError(f"autodiff: method is one of {_AUTODIFF_METHODS}, got {method!r}")
         if self.autodiff_applied and not force:
             raise RuntimeError(f"Autodiff has already been applied to {self.graph.name}")
-        has_build_grad = (
-            self._from_module is not None and self._from_module.implements_grad_graph
-        )
+        has_build_grad = self._from_module is not None and self._from_module.implements_grad_graph
         if method == "build_grad" and not has_build_grad:
             raise RuntimeError(
                 "autodiff: method 'build_grad' needs a graph for which `from_module` is specified"

@@ -10,7 +10,6 @@ from typing import Any
 import popxl
 from popxl import ops
 from popxl.context import get_current_context
-
 from popxl_addons.graph import BoundGraph, GraphWithNamedArgs
 
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import popxl
 from popxl import ReplicaGrouping
-
 from popxl_addons.dot_tree import DotTree
 
 CLS = TypeVar("CLS", bound="NamedReplicaGrouping")

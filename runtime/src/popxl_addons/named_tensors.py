@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 import popxl
 from popxl import ops
-
 from popxl_addons.dot_tree import DotTree
 
 TensorMap = Mapping[popxl.Tensor, popxl.Tensor]

@@ -30,8 +30,11 @@ def null_context() -> Iterator[None]:
 
 def suffix_graph_name(name: str, suffix: str) -> str:
     """`name` without its `_subgraph(n)` parts, with `_suffix` appended."""
-    base = re.sub(r"_subgraph\(\d+\)", "", name)
-    return f"{base}_{suffix}"
+    return f"{_base_graph_name(name)}_{suffix}"
+
+
+def _base_graph_name(name: str) -> str:
+    return re.sub(r"_subgraph\(\d+\)", "", name)
 
 
 def _wandb_run() -> Any:

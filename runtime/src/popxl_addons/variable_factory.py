@@ -12,7 +12,6 @@ import popxl
 from popxl import ReplicaGrouping, dtypes, ops
 from popxl.tensor import HostTensor
 from popxl.utils import to_numpy
-
 from popxl_addons._initialisers import LazyInitialiser
 from popxl_addons.dot_tree import DotTree
 from popxl_addons.named_replica_grouping import NamedReplicaGrouping

@@ -1,0 +1,67 @@
+"""All-reduces of tensor-parallel layers, which differ in what they do forwards and backwards.
+
+Where a replicated activation enters sharded computation, put the one with identical inputs:
+nothing to do forwards, a sum backwards. Where sharded partial results leave it, put the one with
+identical gradient inputs: a sum forwards, nothing backwards.
+"""
+
+from __future__ import annotations
+
+from popart import popart_exception
+from popxl import ReplicaGrouping, Tensor, ops
+from popxl.ops.collectives.collectives import CollectiveOps
+
+__all__ = [
+    "replicated_all_reduce",
+    "replicated_all_reduce_identical_grad_inputs",
+    "replicated_all_reduce_identical_inputs",
+]
+
+# popxl's names of reductions; only the sum has the gradients that this module is about.
+_REDUCTIONS = ("add", "mean", "mul", "min", "max", "and", "or", "square_add")
+
+
+def _check(op: CollectiveOps, group: ReplicaGrouping | None) -> None:
+    if op not in _REDUCTIONS:
+        raise ValueError(f"Not a valid op: {op!r}. Choose from {_REDUCTIONS}.")
+    if op != "add":
+        raise popart_exception(f"A tensor-parallel all-reduce is a sum ('add'), not {op!r}")
+    if group is not None:
+        _ = group.stride  # NotImplementedError without a constant one
+
+
+def replicated_all_reduce(
+    t: Tensor, op: CollectiveOps = "add", group: ReplicaGrouping | None = None
+) -> Tensor:
+    """Sum over a group of replicas (default all), forwards and backwards.
+
+    Raises:
+        ValueError: an unknown op.
+        popart_exception: an op other than "add".
+        NotImplementedError: the group has no constant stride.
+    """
+    _check(op, group)
+    return ops.collectives.replicated_all_reduce(t, op, group)
+
+
+def replicated_all_reduce_identical_inputs(
+    t: Tensor, op: CollectiveOps = "add", group: ReplicaGrouping | None = None
+) -> Tensor:
+    """Identity forwards, for `t` equal on all replicas of the group; sum backwards.
+
+    Upstream this is an all-reduce until a pattern removes it; here it is made an identity at once.
+    Errors are those of `replicated_all_reduce`.
+    """
+    _check(op, group)
+    return ops.identity(t, output_name=f"{t.name}_all_reduce")
+
+
+def replicated_all_reduce_identical_grad_inputs(
+    t: Tensor, op: CollectiveOps = "add", group: ReplicaGrouping | None = None
+) -> Tensor:
+    """Sum over the group forwards; identity backwards, for gradients equal on all replicas.
+
+    Errors are those of `replicated_all_reduce`.
+    """
+    _check(op, group)
+    return ops.collectives.replicated_all_reduce(t, op, group)

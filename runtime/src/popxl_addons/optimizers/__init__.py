@@ -1,0 +1,5 @@
+"""Optimiser steps."""
+
+from popxl_addons.optimizers.adam import AdamOptimizerStep
+
+__all__ = ["AdamOptimizerStep"]
