@@ -132,14 +132,16 @@ def random_tensor(name: str, entry: TensorEntry, seed: int = 0, dtype: str = "fl
     Returns:
         Array of the entry's shape.
     """
-    return np.concatenate(list(_pieces(name, entry, seed, dtype))).reshape(entry.shape)
+    # Copies, because a piece is valid only until the next one.
+    pieces = [piece.copy() for piece in _pieces(name, entry, seed, dtype)]
+    return np.concatenate(pieces).reshape(entry.shape)
 
 
 # ---- values -------------------------------------------------------------------------------------
 
 
 def _pieces(name: str, entry: TensorEntry, seed: int, dtype: str) -> Iterator[Array]:
-    """The flat values of one tensor, in pieces of at most `_BUFFER` values where drawn."""
+    """The flat values of one tensor; a drawn piece is overwritten by the next."""
     if entry.kind is Kind.RECOMPUTABLE:
         yield _buffer_values(name, entry, dtype).reshape(-1)
     elif entry.kind is Kind.COUNTER:

@@ -29,11 +29,11 @@ def atomic_file(path: str | os.PathLike[str], needed_bytes: int = 0) -> Iterator
         UserError: the folder is missing, not writable or too full.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: cannot write the file, it is a folder; name a file inside it")
     folder = path.parent
     temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: cannot write the file, it is a folder; name a file inside it")
         free_bytes = shutil.disk_usage(folder).free
         if needed_bytes > free_bytes:
             raise UserError(
