@@ -18,8 +18,8 @@ FLOAT16 = 2e-2
 REFERENCE_FLOAT32 = 1e-5
 REFERENCE_FLOAT64 = 1e-11
 
-# Absolute error of sin and cos in a model. Half a unit in the last place below 1 is 2.4e-4 in float16
-# and 3e-8 in float32; the tables must be rounded once, from angles in float64.
+# Absolute error of sin and cos in a model. Half a unit in the last place below 1 is 2.4e-4 in
+# float16 and 3e-8 in float32: the tables must be rounded once, from angles in float64.
 ROTARY_FLOAT16 = 3e-4
 ROTARY_FLOAT32 = 1e-7
 
