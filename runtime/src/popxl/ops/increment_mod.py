@@ -11,7 +11,7 @@ define_elementwise("IncrementMod", inplace="IncrementModInplace")
 
 @op_debug_context
 def increment_mod(t: Tensor, increment: float, modulus: float) -> Tensor:
-    """``fmod(t + increment, modulus)`` in the dtype of ``t``; the sign is that of ``t + increment``.
+    """``fmod(t + increment, modulus)`` in the dtype of ``t``, with the sign of ``t + increment``.
 
     Args:
         t: any shape.

@@ -1,6 +1,6 @@
 """Kernels: one factory per op kind, grouped in families. Importing this package loads them all."""
 
-from popxl_torch.kernels import elementwise, reduce, shape
+from popxl_torch.kernels import elementwise, printing, reduce, shape
 from popxl_torch.kernels.registry import KernelEntry, Site, kernel, kernel_entry, kernel_kinds
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "kernel",
     "kernel_entry",
     "kernel_kinds",
+    "printing",
     "reduce",
     "shape",
 ]
