@@ -129,11 +129,17 @@ class ApiIndex:
 
 
 class Finder(ast.NodeVisitor):
-    """Walks one file; `problems` holds ``line: message`` for every use that the lists lack."""
+    """Walks one file.
+
+    Attributes:
+        problems: ``line: message`` for every use that the lists lack.
+        followed: names of the uses that they have.
+    """
 
     def __init__(self, api: ApiIndex):
         self.api = api
         self.problems: list[str] = []
+        self.followed: list[str] = []
         self.scopes: list[dict[str, Known | Own | None]] = [{}]
 
     # Names
@@ -317,6 +323,8 @@ class Finder(ast.NodeVisitor):
         if value.kind == "instance" and value.name not in self.api.symbols:
             return None
         found = self._member(value, node.attr)
+        if found is not None:
+            self.followed.append(found.name)
         if found is None and not self._is_free(value):
             self._report(node, f"{value.name} has no {node.attr}")
         return found
@@ -452,8 +460,13 @@ def _assigned_to_self(node: ast.AST) -> list[str]:
     ]
 
 
-def unknown_uses(source: str, api: ApiIndex) -> list[str]:
-    """``line: message`` for every use of PopXL in a source text that the lists do not have."""
+def look_through(source: str, api: ApiIndex) -> Finder:
+    """A finder that has walked a source text."""
     finder = Finder(api)
     finder.visit(ast.parse(source))
-    return finder.problems
+    return finder
+
+
+def unknown_uses(source: str, api: ApiIndex) -> list[str]:
+    """``line: message`` for every use of PopXL in a source text that the lists do not have."""
+    return look_through(source, api).problems
