@@ -1,0 +1,104 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+from popxl import dtypes
+from popxl.context import get_current_context, op_debug_context
+from popxl.errors import _not_implemented
+from popxl.ops.utils import (
+    _create_op,
+    check_in_graph,
+    check_tensor_ipu_and_tile_set,
+    convert_optional_dtype,
+)
+from popxl.tensor import Tensor
+from popxl_torch.ir.errors import popart_exception
+from popxl_torch.ir.opdef import OpDef, broadcast_shapes, define
+from popxl_torch.ir.records import Spec
+
+_PARTIALS = {"": "float32", "float": "float32", "half": "float16"}
+
+
+def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
+    lhs, rhs = specs[0].shape, specs[1].shape
+    if not lhs or not rhs:
+        raise popart_exception(f"matmul takes no scalars: {lhs} @ {rhs}")
+    left = lhs if len(lhs) > 1 else (1, *lhs)
+    right = rhs if len(rhs) > 1 else (*rhs, 1)
+    if left[-1] != right[-2]:
+        raise popart_exception(f"matmul: inner sizes differ: {specs[0]} @ {specs[1]}")
+    shape = [*broadcast_shapes(left[:-2], right[:-2])]
+    shape += [left[-2]] * (len(lhs) > 1) + [right[-1]] * (len(rhs) > 1)
+    return [Spec(tuple(shape), attrs.get("dtype") or specs[0].dtype)]
+
+
+def _flops(ins: Sequence[Any], outs: Sequence[Spec], attrs: Mapping[str, Any]) -> int:
+    return 2 * outs[0].nelms * ins[0].shape[-1]
+
+
+define(OpDef("MatMul", _infer, flops=_flops))
+
+
+@op_debug_context
+def matmul(
+    lhs: Tensor,
+    rhs: Tensor,
+    available_memory_proportion: Optional[float] = None,
+    output_type: Optional[dtypes.dtype] = None,
+    partials_type: Optional[dtypes.dtype] = None,
+) -> Tensor:
+    """Matrix product with NumPy's shapes: ``(..., m, k) @ (..., k, n) -> (..., m, n)``.
+
+    A 1-D operand gets an axis for the product, which the result lacks; the axes before the last two
+    broadcast.
+
+    Args:
+        lhs: left operand.
+        rhs: right operand of the same dtype.
+        available_memory_proportion: a hint for IPUs; ignored.
+        output_type: dtype of the result; default that of ``lhs``.
+        partials_type: float16 or float32: a hint; products are accumulated in float32. Default
+            from the session option ``partialsTypeMatMuls``.
+
+    Raises:
+        ValueError: another ``partials_type`` or option value.
+        popart_exception: a scalar, or inner sizes that differ.
+    """
+    context = get_current_context()
+    check_in_graph(context.graph, lhs=lhs, rhs=rhs)
+    check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs)
+    attrs = {
+        "dtype": convert_optional_dtype(output_type),
+        "partials": _partials(context, partials_type),
+    }
+    return _create_op("MatMul", [lhs, rhs], attrs, ["matmul_out"])[0]
+
+
+def _partials(context: Any, partials_type: dtypes.dtype | None) -> str:
+    if partials_type is not None:
+        if partials_type not in (dtypes.float16, dtypes.float32):
+            raise ValueError(f"partials_type must be float16 or float32, not {partials_type}.")
+        return partials_type.name
+    option = str(context.ir._pb_ir.getSessionOptions().partialsTypeMatMuls)
+    if option.lower() not in _PARTIALS:
+        raise ValueError(
+            f"The session option partialsTypeMatMuls must be 'half' or 'float', not {option!r}."
+        )
+    return _PARTIALS[option.lower()]
+
+
+def matmul_pow2scaled(
+    lhs: Tensor,
+    rhs: Tensor,
+    log2_scale: Tensor,
+    available_memory_proportion: Optional[float] = None,
+) -> Tensor:
+    """float8 product times ``2 ** log2_scale``, as float16. Not built yet.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    _not_implemented("popxl.ops.matmul_pow2scaled")

@@ -1,0 +1,98 @@
+"""Reading and writing elements by index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from popxl_torch.kernels.registry import Site, kernel
+
+_Run = Callable[..., Any]
+
+
+def uniform(t: torch.Tensor) -> bool:
+    """Whether the leading replica axis was made by expanding one value."""
+    return t.shape[0] == 1 or t.stride(0) == 0
+
+
+def per_replica(run: _Run) -> _Run:
+    """``run`` for each element of the leading axes, or once if all inputs are uniform."""
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        if all(uniform(t) for t in tensors):
+            result = run(*(t[0] for t in tensors))
+            return result.expand(tensors[0].shape[0], *result.shape)
+        return torch.stack([run(*parts) for parts in zip(*tensors, strict=True)])
+
+    return call
+
+
+def _take(t: torch.Tensor, indices: torch.Tensor, axis: int, zero_oor: bool) -> torch.Tensor:
+    """Elements along ``axis``; out of range gives zeros, or the nearest element."""
+    flat = indices.reshape(-1).long()
+    size = t.shape[axis]
+    inside = flat.clamp(0, size - 1)
+    result = t.index_select(axis, inside)
+    if zero_oor:
+        shape = [-1 if i == axis else 1 for i in range(t.dim())]
+        result.masked_fill_((flat != inside).view(shape), 0)
+    return result.reshape(*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :])
+
+
+@kernel("Gather", "PopartTiedGather")
+def gather(site: Site, lead: int) -> _Run:
+    """Elements of the first input along an axis at the second."""
+    axis, zero_oor = site.attrs["axis"], site.attrs["zero_oor"]
+
+    def single(t: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        return _take(t, indices, axis, zero_oor)
+
+    def grouped(t: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        pairs = zip(t, indices, strict=True)
+        return torch.stack([_take(part, rows, axis - 1, zero_oor) for part, rows in pairs])
+
+    run = single if site.attrs["group_size"] == 1 else grouped
+    return per_replica(run) if lead else run
+
+
+def _window(t: torch.Tensor, index: torch.Tensor, site: Site) -> torch.Tensor:
+    """A view of ``t``: the window at ``index``, moved inside where it sticks out."""
+    starts = index.reshape(-1).tolist()
+    for start, axis, size in zip(starts, site.attrs["axes"], site.attrs["sizes"], strict=True):
+        axis -= len(site.outs[0].shape)  # from the end: the replica axis may be in front
+        t = t.narrow(axis, min(max(start, 0), t.shape[axis] - size), size)
+    return t
+
+
+@kernel("DynamicSlice")
+def dynamic_slice(site: Site, lead: int) -> _Run:
+    """The window of the first input at the second."""
+
+    def run(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return _window(t, index, site).clone()
+
+    each = per_replica(run)
+
+    def run_replicated(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return run(t, index[0]) if uniform(index) else each(t, index)
+
+    return run_replicated if lead else run
+
+
+@kernel("DynamicUpdate")
+def dynamic_update(site: Site, lead: int) -> _Run:
+    """A copy of the first input with its window at the second replaced by the third."""
+
+    def run(t: torch.Tensor, index: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        result = t.clone(memory_format=torch.contiguous_format)
+        _window(result, index, site).copy_(update)
+        return result
+
+    each = per_replica(run)
+
+    def run_replicated(t: torch.Tensor, index: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        return run(t, index[0], update) if uniform(index) else each(t, index, update)
+
+    return run_replicated if lead else run

@@ -1,0 +1,127 @@
+"""Matrix products.
+
+On CPUs half-precision matrix products of the libraries are slow and round in between. Here half
+operands are widened to float32 and the result stays float32 until the binder rounds it. Big
+weights are widened in tiles, so that no copy of them in float32 ever exists.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from popxl_torch.ir.errors import popart_exception
+from popxl_torch.kernels.registry import Site, kernel
+
+TILE_COLUMNS = 512
+"""Output columns per tile. 256 to 2048 took the same time for 168 and 644 rows on two cores."""
+
+TILED_ABOVE = 1 << 20
+"""Elements of a half matrix from which it is widened in tiles."""
+
+_HALF = (torch.float16, torch.bfloat16)
+_kept = threading.local()
+
+
+def _scratch(elements: int, device: torch.device) -> torch.Tensor:
+    """Float32 memory that this thread reuses from call to call."""
+    buffers: dict[torch.device, torch.Tensor] | None = getattr(_kept, "buffers", None)
+    if buffers is None:
+        buffers = _kept.buffers = {}
+    found = buffers.get(device)
+    if found is None or found.numel() < elements:
+        found = buffers[device] = torch.empty(elements, dtype=torch.float32, device=device)
+    return found[:elements]
+
+
+def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """``x @ w`` of two matrices of any strides; half inputs give an exact-product float32 result.
+
+    Args:
+        x: (m, k).
+        w: (k, n). A transposed view, stored as (n, k), is as good as a plain one.
+
+    Returns:
+        (m, n); float32 on CPUs if an input is half, else torch's own dtype.
+    """
+    if x.is_cuda:
+        return torch.mm(x, w)
+    if w.dtype in _HALF and w.numel() > TILED_ABOVE:
+        return _matmul_tiled(_widened(x), w)
+    return torch.mm(_widened(x), _widened(w))
+
+
+def _widened(t: torch.Tensor) -> torch.Tensor:
+    return t.float() if t.dtype in _HALF else t
+
+
+def _matmul_tiled(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    (m, k), n = x.shape, w.shape[1]
+    y = torch.empty(m, n, dtype=torch.float32, device=x.device)
+    by_columns = w.stride(0) == 1  # stored as (n, k): a tile's columns are contiguous rows there
+    scratch = _scratch(min(n, TILE_COLUMNS) * k, x.device)
+    for start in range(0, n, TILE_COLUMNS):
+        columns = min(TILE_COLUMNS, n - start)
+        piece = scratch[: columns * k]
+        tile = piece.view(columns, k).t() if by_columns else piece.view(k, columns)
+        tile.copy_(w[:, start : start + columns])
+        torch.mm(x, tile, out=y[:, start : start + columns])
+    return y
+
+
+def _matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """NumPy's product of operands with at least two axes each."""
+    if w.dim() == 2:
+        if x.dim() == 2:
+            return matmul_2d(x, w)
+        return matmul_2d(x.reshape(-1, x.shape[-1]), w).view(*x.shape[:-1], w.shape[1])
+    if x.is_cuda:
+        return torch.matmul(x, w)
+    return torch.matmul(_widened(x), _widened(w))
+
+
+def _uniform(t: torch.Tensor) -> bool:
+    """Whether the leading axis was made by expanding one value."""
+    return t.shape[0] == 1 or t.stride(0) == 0
+
+
+def _matmul_replicated(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """:func:`_matmul` for each element of the leading replica axis of both."""
+    if _uniform(w):
+        if _uniform(x):
+            y = _matmul(x[0], w[0])
+            return y.expand(x.shape[0], *y.shape)
+        if w.dim() == 3:  # one matrix for all replicas: their rows together are one product
+            return _matmul(x, w[0])
+    if w.dim() == 3 and w[0].numel() > TILED_ABOVE:
+        return torch.stack([_matmul(x[r], w[r]) for r in range(x.shape[0])])
+    missing = x.dim() - w.dim()
+    if missing > 0:
+        w = w.reshape(w.shape[0], *[1] * missing, *w.shape[1:])
+    elif missing < 0:
+        x = x.reshape(x.shape[0], *[1] * -missing, *x.shape[1:])
+    return _matmul(x, w)
+
+
+@kernel("MatMul", raw=True)
+def matmul(site: Site, lead: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The product of both inputs along their last and second-last axes."""
+    lhs, rhs = site.ins[0], site.ins[1]
+    assert lhs is not None
+    assert rhs is not None
+    if lhs.dtype != rhs.dtype:
+        raise popart_exception(
+            f"{site.where}: matmul of different data types: {lhs} and {rhs}. Cast one of them."
+        )
+    vector_lhs, vector_rhs = len(lhs.shape) == 1, len(rhs.shape) == 1
+    product = _matmul_replicated if lead else _matmul
+
+    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        y = product(x.unsqueeze(-2) if vector_lhs else x, w.unsqueeze(-1) if vector_rhs else w)
+        if vector_rhs:
+            y = y.squeeze(-1)
+        return y.squeeze(-1 if vector_rhs else -2) if vector_lhs else y
+
+    return run
