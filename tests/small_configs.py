@@ -26,6 +26,9 @@ def small_config(
     image_resolution: int = 48,
     text_tokens: int = 12,
     layers: int = 2,
+    hidden_size: int = 64,
+    heads: int = 4,
+    rotary_dim: int = 6,
     adapter_layer_norm: bool = False,
     adapter_mode: str | None = "normal",
     attention_serialisation: int = 1,
@@ -49,11 +52,11 @@ def small_config(
         ),
         transformer=GPTJConfig(
             layers=layers,
-            hidden_size=64,
+            hidden_size=hidden_size,
             sequence_length=text_tokens,
             precision=kind,
             embedding=GPTJEmbeddingConfig(vocab_size=116, real_vocab_size=106),
-            attention=GPTJAttentionConfig(heads=4, rotary_dim=6),
+            attention=GPTJAttentionConfig(heads=heads, rotary_dim=rotary_dim),
             ff_adapter=AdapterConfig(
                 mode=adapter_mode, downsample_factor=4, layer_norm=adapter_layer_norm
             ),

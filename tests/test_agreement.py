@@ -24,7 +24,9 @@ from utils.checkpoint import open_checkpoint, write_random_checkpoint
 from utils.sampling import Sampling
 
 Files = Callable[..., Path]
+# The published model's picture, head size and rotary width, in a narrow and shallow network.
 LARGE = {"image_resolution": 384, "visual_layers": (2, 3, 2, 2), "text_tokens": 24}
+LARGE |= {"layers": 4, "hidden_size": 1024, "heads": 4, "rotary_dim": 64}
 EXECUTOR = "POPXL_TORCH_EXECUTOR"
 
 
