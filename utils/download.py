@@ -61,7 +61,7 @@ def fetch_checkpoint(folder: str | os.PathLike[str] | None = None) -> Path:
     except UserError:
         raise
     except Exception as error:  # the hub and its network layers raise many types
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(". ")[:200]
+        reason = str(error).strip().rstrip(".")[:200]
         raise UserError(
             f"cannot download the checkpoint: tried {CHECKPOINT_FILE} of the Hugging Face "
             f"repository {REPOSITORY} ({type(error).__name__}: {reason}); download it by hand from "
@@ -119,6 +119,7 @@ def fetch_url(
 def _require_scheme(url: str) -> None:
     try:
         parts = urlsplit(url)
+        _ = parts.port  # raises where it is out of range
     except ValueError as error:
         raise UserError(f"{url}: is no web address: {error}") from error
     if parts.scheme not in ("http", "https"):
@@ -162,7 +163,7 @@ def _fetch(url: str, max_bytes: int, deadline: float, wait_s: float) -> bytes:
             return _read_limited(url, response, max_bytes, deadline)
     except urllib.error.HTTPError as error:
         error.close()
-        if "redirect" in str(error.msg).lower() and error.code < 400:
+        if "infinite loop" in str(error.msg):  # urllib's words for too many redirects
             raise UserError(f"{url}: more than {MAX_REDIRECTS} redirects, or a circle") from error
         raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
     except TimeoutError as error:

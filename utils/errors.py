@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that says what was expected, what was found and what to do. Programs
     print it as ``error: <message>`` and exit with status 2, without a traceback.
     """
+
+    def __str__(self) -> str:
+        """The message, on one line even where a file's name or a server's answer has several."""
+        return " ".join(super().__str__().splitlines())
