@@ -53,7 +53,11 @@ class RandomCheckpoint(Mapping[str, np.ndarray]):
     """The tensors of a checkpoint, drawn when they are read: a benchmark's stand-in for a file."""
 
     def __init__(self, config: MagmaConfig):
-        """Args: config: Its sizes decide the shapes, its seed the numbers."""
+        """Draws nothing yet.
+
+        Args:
+            config: Its sizes decide the shapes, its seed the numbers.
+        """
         self._precision = config.transformer.precision.value
         self._seed = config.seed
         self._rows = expected_tensors(config)

@@ -14,6 +14,8 @@ from config.config import GPTJConfig
 from modelling.parallel import enter_sharded, leave_sharded, shard_grouping
 from modelling.shards import Arrays, column_shards, prefixed, row_shards, take, vector_shards
 
+_NORM = ("weight", "bias")
+
 
 class Adapter(addons.Module):
     """Down, ReLU, up: what an adapter adds to its input. The inner channels are cut.
@@ -23,7 +25,11 @@ class Adapter(addons.Module):
     """
 
     def __init__(self, config: GPTJConfig):
-        """Args: config: Its ff_adapter decides the inner size and whether there is a layer norm."""
+        """Fixes the sizes.
+
+        Args:
+            config: Its ff_adapter decides the inner size and whether there is a layer norm.
+        """
         super().__init__()
         self.r = config.execution.tensor_parallel
         grouping = shard_grouping(self.r)
@@ -70,6 +76,3 @@ class Adapter(addons.Module):
         arrays["expand.weight"] = row_shards(weight, r)
         arrays["bias"] = take(tensors, f"{prefix}{up}.bias", (h,), dtype)
         return arrays
-
-
-_NORM = ("weight", "bias")

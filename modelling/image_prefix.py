@@ -20,7 +20,11 @@ class ImageProjection(addons.Module):
     """
 
     def __init__(self, config: MagmaConfig):
-        """Args: config: Of the whole model; its hidden size and precision decide the result's."""
+        """Fixes the sizes.
+
+        Args:
+            config: Of the whole model; its hidden size and precision decide the result's.
+        """
         super().__init__()
         self.dtype = config.transformer.dtype
         self.proj = Linear(config.transformer.hidden_size)
@@ -67,7 +71,11 @@ class ImagePrefix(ImageProjection):
     """The encoder and the projection in one graph."""
 
     def __init__(self, config: MagmaConfig):
-        """Args: config: Of the whole model."""
+        """Fixes the sizes.
+
+        Args:
+            config: Of the whole model.
+        """
         super().__init__(config)
         self.enc = ModifiedResNet(config.visual)
 

@@ -19,7 +19,13 @@ class AttentionPool2D(addons.Module):
     """Attends from the mean of a feature map to its positions."""
 
     def __init__(self, channels: int, heads: int, out_features: int):
-        """Args: channels: Of the features. heads: Attention heads. out_features: Of the vector."""
+        """Fixes the sizes.
+
+        Args:
+            channels: Of the features.
+            heads: Attention heads.
+            out_features: Of the vector.
+        """
         super().__init__()
         self.heads = heads
         self.q_proj = Linear(channels)

@@ -18,7 +18,12 @@ class Shortcut(addons.Module):
     """The shortcut of a block that changes size: pool, 1×1 convolution, batch norm."""
 
     def __init__(self, channels: int, stride: int):
-        """Args: channels: Of the result. stride: Of the pool that makes it smaller."""
+        """Fixes the sizes.
+
+        Args:
+            channels: Of the result.
+            stride: Of the pool that makes it smaller.
+        """
         super().__init__()
         self.stride = stride
         self.conv = Conv2D(channels, (1, 1), bias=False)

@@ -59,7 +59,11 @@ class ModifiedResNet(addons.Module):
     """Stem and four layers of residual blocks: 1/32 of the resolution, 32·width channels."""
 
     def __init__(self, config: ResNetConfig):
-        """Args: config: Width and the number of blocks of each layer."""
+        """Fixes the sizes.
+
+        Args:
+            config: Width and the number of blocks of each layer.
+        """
         super().__init__()
         self.config = config
         self.stem = Stem(config)

@@ -19,7 +19,11 @@ class Stem(addons.Module):
     """Three 3×3 convolutions, the first with stride 2, then an average pool of 2×2."""
 
     def __init__(self, config: ResNetConfig):
-        """Args: config: Its width decides the channels."""
+        """Fixes the sizes.
+
+        Args:
+            config: Its width decides the channels.
+        """
         super().__init__()
         first, second, third = _channels(config)[1:]
         pad = (1, 1, 1, 1)

@@ -19,7 +19,11 @@ class AttentionHeads(addons.Module):
     """Queries, keys and values of one replica's heads, and what the heads read from them."""
 
     def __init__(self, config: GPTJConfig):
-        """Args: config: Of the language model."""
+        """Fixes the sizes.
+
+        Args:
+            config: Of the language model.
+        """
         super().__init__()
         self.config = config
         r = config.execution.tensor_parallel
@@ -96,7 +100,11 @@ class Attention(addons.Module):
     """Self-attention and its output projection."""
 
     def __init__(self, config: GPTJConfig):
-        """Args: config: Of the language model."""
+        """Fixes the sizes.
+
+        Args:
+            config: Of the language model.
+        """
         super().__init__()
         self.r = config.execution.tensor_parallel
         self.heads = AttentionHeads(config)

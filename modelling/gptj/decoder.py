@@ -14,12 +14,18 @@ from modelling.gptj.feed_forward import FeedForward
 from modelling.parallel import leave_sharded
 from modelling.shards import Arrays, prefixed, take
 
+_NORM = ("weight", "bias")
+
 
 class DecoderBlock(addons.Module):
     """x + attention(n) + f + adapter(f), with n = norm(x) and f = perceptron(n)."""
 
     def __init__(self, config: GPTJConfig):
-        """Args: config: Of the language model; its ff_adapter may be absent."""
+        """Fixes the sizes.
+
+        Args:
+            config: Of the language model; its ff_adapter may be absent.
+        """
         super().__init__()
         self.r = config.execution.tensor_parallel
         self.ln_1 = LayerNorm()
@@ -62,9 +68,6 @@ class DecoderBlock(addons.Module):
             adapter = Adapter.mapping(config, tensors, f"{prefix}mlp.1.adapter.")
             arrays |= prefixed("ff_adapter", adapter)
         return arrays
-
-
-_NORM = ("weight", "bias")
 
 
 def has_adapter(config: GPTJConfig) -> bool:

@@ -16,7 +16,11 @@ class Embeddings(addons.Module):
     """Looks words up. GPT-J has no learned positions."""
 
     def __init__(self, config: GPTJConfig):
-        """Args: config: Its real vocabulary size is the number of rows in use."""
+        """Fixes the sizes.
+
+        Args:
+            config: Its real vocabulary size is the number of rows in use.
+        """
         super().__init__()
         self.r = config.execution.tensor_parallel
         self.word = Embedding(

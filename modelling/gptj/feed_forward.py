@@ -23,7 +23,11 @@ class FeedForward(addons.Module):
     """
 
     def __init__(self, config: GPTJConfig):
-        """Args: config: Of the language model."""
+        """Fixes the sizes.
+
+        Args:
+            config: Of the language model.
+        """
         super().__init__()
         self.r = config.execution.tensor_parallel
         grouping = shard_grouping(self.r)

@@ -16,7 +16,11 @@ class LMHead(addons.Module):
     """Layer norm and a linear onto the vocabulary."""
 
     def __init__(self, config: GPTJConfig):
-        """Args: config: Of the language model. The head is not tied to the embedding."""
+        """Fixes the sizes.
+
+        Args:
+            config: Of the language model. The head is not tied to the embedding.
+        """
         super().__init__()
         self.r = config.execution.tensor_parallel
         self.ln_f = LayerNorm()
