@@ -2,7 +2,8 @@
 
 `preprocess` follows the order of the original, on which parity rests: resize, crop, *then* convert
 to RGB. So palette and 1-bit pictures are resized without interpolation, transparency is dropped
-rather than laid on a background, 16-bit grey saturates at 255, and EXIF rotation is not applied.
+rather than laid on a background (what resizing leaves of a clear area is black), 16-bit grey
+saturates at 255, and EXIF rotation is not applied.
 ``load_image(..., friendly=True)`` mends those before; animated files give their first frame.
 """
 
