@@ -307,3 +307,34 @@ def test_program_ends_with_status_two() -> None:
     assert result.stdout == ""
     assert result.stderr.startswith("error: unknown config 'tinny'")
     assert result.stderr.count("\n") == 1
+
+
+def test_the_whole_program(picture: Path, tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("logits.npy", "tokens.json")}
+    argv = ["--image", str(picture), "--prompt", "A picture of", "--max_out_tokens", "5"]
+    argv += ["--dump_logits", str(files["logits.npy"]), "--dump_tokens", str(files["tokens.json"])]
+    result = _program(*argv, DATASETS_DIR=str(tmp_path), APP_LOG_LEVEL="WARNING")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "prompt:    A picture of"
+    assert lines[1].startswith("generated: ")
+    phases = [line.split()[:2] for line in lines if line]
+    for phase, runs in (("image_prefix", 5), ("embedding", 5), ("decoder", 10), ("lm_head", 5)):
+        assert [phase, str(runs)] in phases
+    tokens = json.loads(files["tokens.json"].read_text())
+    assert np.load(files["logits.npy"]).shape == (len(tokens["generated_ids"]), 512)
+
+
+def test_a_session_answers_again_and_the_same(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path))
+    opened = run_inference.init_inference_session("tiny")
+
+    def answer(seed: int, **options: float) -> str:
+        return run_inference.run_inference(*opened, str(picture), "A", seed, **options)
+
+    first = answer(3, max_out_tokens=12, temperature=1.0)
+    assert answer(3, max_out_tokens=12, temperature=1.0) == first
+    assert answer(4, max_out_tokens=12, temperature=1.0) != first
+    assert answer(3, temperature=0.0) == answer(4, temperature=0.0)
