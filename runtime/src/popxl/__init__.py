@@ -42,6 +42,7 @@ from popxl.module import Module
 from popxl.random_seed import create_seeds
 from popxl.remote_buffer import RemoteBuffer, remote_buffer
 from popxl.replica_grouping import ReplicaGrouping
+from popxl.session import Session
 from popxl.streams import DeviceToHostStream, HostToDeviceStream, d2h_stream, h2d_stream
 from popxl.tensor import (
     Tensor,
@@ -76,6 +77,7 @@ __all__ = [
     "RemoteBuffer",
     "ReplicaGrouping",
     "ReplicatedTensorSharding",
+    "Session",
     "Tensor",
     "TensorByRef",
     "TensorLocation",

@@ -138,6 +138,7 @@ class VariableData:
     ranks: tuple[int, ...] = ()
     all_replicas: bool = False
     memmap: Any = None
+    retrieved: Any = None  # all replicas' values at the last fetch, for that retrieval mode
 
 
 @dataclass(eq=False, slots=True)

@@ -115,14 +115,15 @@ def _increment_mod(site: Site, lead: int) -> Callable[..., Any]:
 
 @kernel("ScaledAdd", broadcast=True)
 def _scaled_add(site: Site, lead: int) -> Callable[..., Any]:
-    """Inputs X, Y and, where they are connected, the factors a and b."""
-    names = [name for name, spec in zip("XYab", site.ins, strict=False) if spec is not None]
+    """Inputs X, Y and those of the factors a and b that are no attributes."""
+    numbers = {name: site.attrs[name] for name in "ab" if name in site.attrs}
+    tensors = [name for name in "ab" if name not in numbers]
     is_float = _is_float(site.ins[0].dtype)
 
-    def run(*tensors: torch.Tensor | None) -> torch.Tensor:
-        given = dict(zip(names, [t for t in tensors if t is not None], strict=True))
-        x, y = given["X"], given["Y"]
-        result = given.get("a", site.attrs["a"]) * x + given.get("b", site.attrs["b"]) * y
+    def run(x: torch.Tensor, y: torch.Tensor, *given: torch.Tensor | None) -> torch.Tensor:
+        connected = [factor for factor in given if factor is not None]
+        factors = numbers | dict(zip(tensors, connected, strict=True))
+        result = factors["a"] * x + factors["b"] * y
         return result if is_float else result.to(x.dtype)
 
     return run

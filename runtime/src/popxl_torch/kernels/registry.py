@@ -11,7 +11,9 @@ What the binder does around the function, so that kernels stay short:
   that only move data get tensors as stored; a raw kernel may return any floating dtype);
 - with ``lead`` 1, inputs that are equal on all replicas are expanded to the replica axis, except
   for ``broadcast=True`` kernels, which get axes aligned for broadcasting;
-- a kernel with ``batched=False`` is always called with ``lead`` 0, once per replica.
+- a kernel with ``batched=False`` is always called with ``lead`` 0, once per replica;
+- a ``replicated=True`` kernel gets tensors as stored, with the replica axis where
+  ``site.varying_ins`` says so, and handles the axis itself (collectives, joined shards).
 
 Storage: uint16 is held as int32, uint32 and uint64 as int64, float8 as uint8 codes.
 """
@@ -35,6 +37,8 @@ class Site:
     outs: Sequence[Spec]
     replicas: int = 1
     where: str = ""
+    varying_ins: tuple[bool, ...] = ()
+    varying_outs: tuple[bool, ...] = ()
 
 
 Factory = Callable[[Site, int], Callable[..., Any]]
@@ -48,13 +52,18 @@ class KernelEntry:
     broadcast: bool = False
     batched: bool = True
     raw: bool = False
+    replicated: bool = False
 
 
 _TABLE: dict[str, KernelEntry] = {}
 
 
 def kernel(
-    *kinds: str, broadcast: bool = False, batched: bool = True, raw: bool = False
+    *kinds: str,
+    broadcast: bool = False,
+    batched: bool = True,
+    raw: bool = False,
+    replicated: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Register a factory for op kinds; a kind may be registered once."""
 
@@ -62,7 +71,7 @@ def kernel(
         for kind in kinds:
             if kind in _TABLE:
                 raise ValueError(f"kernel {kind} is registered twice")
-            _TABLE[kind] = KernelEntry(factory, broadcast, batched, raw)
+            _TABLE[kind] = KernelEntry(factory, broadcast, batched, raw, replicated)
         return factory
 
     return register

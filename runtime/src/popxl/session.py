@@ -1,0 +1,372 @@
+"""Sessions: the one door from a program to the engine that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import popart
+from popxl import dtypes
+from popxl.ir import Ir
+from popxl.streams import DeviceToHostStream, HostToDeviceStream
+from popxl.tensor import Constant, HostScalarTensor, Variable
+from popxl.utils import to_numpy
+from popxl_torch.ir.errors import popart_runtime_error
+
+if TYPE_CHECKING:
+    from popxl_torch.executor.engine import Engine
+
+d2hStreamBufferMaps = Mapping[DeviceToHostStream, np.ndarray]  # noqa: N816 (PopXL's names)
+h2dStreamBufferMaps = Mapping[HostToDeviceStream, HostScalarTensor]  # noqa: N816
+StreamBufferMaps = d2hStreamBufferMaps | h2dStreamBufferMaps
+
+_DEVICES = ("cpu", "ipu_model", "ipu_hw")
+_UNREADABLE = ("int8", "uint8", "complex64", "complex128")
+
+
+class Session:
+    """Compiles an Ir and runs it. Use it as a context: entering sends the weights to the device,
+    leaving fetches them."""
+
+    def __init__(
+        self,
+        ir: Ir,
+        device_desc: Literal["ipu_hw", "ipu_model", "cpu"] = "cpu",
+        weights_to_host_on_exit: bool = True,
+    ) -> None:
+        """Compile ``ir``.
+
+        Args:
+            ir: the program; nothing should be added to it afterwards.
+            device_desc: ``ipu_hw`` and ``ipu_model`` mean this engine's device; ``cpu`` also
+                checks that the program needs a single device, as ever.
+            weights_to_host_on_exit: whether leaving the context fetches the weights.
+
+        Raises:
+            ValueError: an unknown device, or ``cpu`` for a program with several replicas or IPUs.
+            RuntimeError: a program without ops, or a device that is not there.
+            popart_exception: the program is not well-formed.
+        """
+        from popxl_torch.executor.engine import Engine
+        from popxl_torch.settings import read_settings
+
+        self._ir = ir
+        self._check_device(device_desc)
+        if not any(graph.ops for graph in ir._program.graphs.values()):
+            raise RuntimeError("The Ir has no graphs: nothing remains to be run.")
+        settings = read_settings(ir._program.options.engineOptions)
+        self._engine: Engine = Engine(ir._program, settings)
+        ir._program.prepared = True
+        self._inputs = {s._record: s for s in ir.get_all_h2d_streams()}
+        self._outputs = {s._record: s for s in ir.get_all_d2h_streams()}
+        self._was_attached_stack: list[Any] = []
+        self._device: Any = popart.DeviceInfo(settings.device or "cpu")
+        self._attached = False
+        self._stale = False
+        self._read_only = any(
+            isinstance(v.data.memmap, np.memmap) and not v.data.memmap.flags.writeable
+            for v in self._engine.variables
+        )
+        self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
+
+    def _check_device(self, device_desc: Any) -> None:
+        if isinstance(device_desc, popart.DeviceInfo):
+            return
+        if device_desc not in _DEVICES:
+            raise ValueError(
+                f"Incorrect device type provided: {device_desc!r}; use one of {_DEVICES}."
+            )
+        ipus = 1 + max((op.ipu for g in self._ir._program.graphs.values() for op in g.ops), default=0)
+        needed = ipus * self._ir.instance_replication_factor
+        if device_desc == "cpu" and needed > 1:
+            raise ValueError(
+                f"The program needs {needed} devices, but multiple devices (replicas or IPUs) are"
+                " not supported on 'cpu'; use 'ipu_hw' or 'ipu_model'."
+            )
+
+    # -- properties -------------------------------------------------------------------------
+
+    @property
+    def ir(self) -> Ir:
+        """The program."""
+        return self._ir
+
+    ir_ = ir
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the weights are on the device."""
+        return self._attached
+
+    @property
+    def _pb_session(self) -> Any:
+        return _SessionHandle(self)
+
+    def _set_device(self, device: Any) -> None:
+        self._device = device
+
+    def _mark_stale(self, stale: bool) -> None:
+        self._stale = self._ir._stale = stale
+
+    # -- context ----------------------------------------------------------------------------
+
+    def __enter__(self) -> Session:
+        self._was_attached_stack.append(self._attached)
+        if not self._attached:
+            self._attached = True
+            self.weights_from_host()
+        return self
+
+    def __exit__(self, exc_type: object, exc_value: object, exc_tb: object) -> None:
+        if self._was_attached_stack.pop():
+            return
+        try:
+            if exc_type is None and self.weights_to_host_on_exit:
+                self.weights_to_host()
+        finally:
+            self._attached = False
+            self._mark_stale(False)
+
+    def _check_attached(self) -> None:
+        if not self._attached:
+            raise ValueError("Must be attached to device before calling a runtime function.")
+
+    # -- weights ----------------------------------------------------------------------------
+
+    def weights_from_host(self) -> None:
+        """Send every variable's host value to the device."""
+        self._check_attached()
+        self._engine.weights_from_host()
+        self._mark_stale(False)
+
+    def weights_to_host(self) -> None:
+        """Fetch every variable; Exception if one is a read-only memory map."""
+        self._check_attached()
+        if self._read_only:
+            raise Exception("The Ir has a read-only np.memmap variable: weights cannot be fetched.")
+        self._engine.weights_to_host()
+        self._mark_stale(False)
+
+    def get_tensor_data(self, tensor: Variable | Constant) -> np.ndarray:
+        """Value of a variable (host shape, fetched first if stale) or constant.
+
+        Raises:
+            TypeError: any other tensor.
+            ValueError: a dtype that cannot be read back.
+        """
+        return self.get_tensors_data([tensor])[tensor]
+
+    def get_tensors_data(
+        self, tensors: Iterable[Variable | Constant]
+    ) -> dict[Constant | Variable, np.ndarray]:
+        """Values of several variables and constants; see :meth:`get_tensor_data`."""
+        from popxl_torch.executor.variables import retrieved
+
+        for tensor in tensors:
+            if not isinstance(tensor, Variable | Constant):
+                raise TypeError(f"Tensor {tensor} is not of type Constant or Variable.")
+            if tensor.dtype.name in _UNREADABLE:
+                raise ValueError(f"{tensor.dtype} is not supported for get_tensor_data retrieval.")
+        if self._attached and self._stale and any(isinstance(t, Variable) for t in tensors):
+            self.weights_to_host()
+        return {
+            tensor: retrieved(tensor._value.data, tensor.shape)
+            if isinstance(tensor, Variable)
+            else tensor._value.data
+            for tensor in tensors
+        }
+
+    def write_variable_data(self, tensor: Variable, data: np.ndarray) -> None:
+        """Set a variable's value; see :meth:`write_variables_data`."""
+        self.write_variables_data({tensor: data})
+
+    def write_variables_data(self, tensors: dict[Variable, np.ndarray]) -> None:
+        """Set values of variables. Read-only arrays of any strides are adopted, others copied.
+
+        While attached, all host values are sent to the device once. (quirk) Values that a run
+        changed and nobody fetched revert.
+
+        Raises:
+            TypeError: not a variable, or data of another dtype (nothing is downcast).
+            ValueError: data of another shape than the variable's ``shape_on_host``.
+            NotImplementedError: retrieval mode all_replicas with several members per group.
+        """
+        for variable, data in tensors.items():
+            self._write_one(variable, data)
+        if self._attached:
+            self.weights_from_host()
+
+    def _write_one(self, variable: Variable, data: Any) -> None:
+        if not isinstance(variable, Variable):
+            raise TypeError(f"Tensor {variable} is not of type Variable.")
+        store = variable._value.data
+        if store.all_replicas and store.group_size > 1:
+            raise NotImplementedError(
+                f"Writing {variable}, of which all replicas are retrieved, is not supported."
+            )
+        wanted = variable.dtype.as_numpy()
+        if isinstance(data, bool | int | float):
+            if variable.dtype.name.startswith("float8"):
+                raise TypeError(f"A Python number cannot be written to {variable}.")
+            data = np.array(data, wanted)
+        if data.dtype != wanted:
+            raise TypeError(
+                f"The dtype {data.dtype} of the data for {variable} must match the equivalent type"
+                f" {wanted}."
+            )
+        if tuple(data.shape) != tuple(variable.shape_on_host):
+            raise ValueError(
+                f"The shape {data.shape} of the data must match the shape of {variable} on the"
+                f" host, {variable.shape_on_host}."
+            )
+        store.retrieved = None
+        if store.memmap is not None:
+            store.memmap[...] = data
+        else:
+            store.host = data if not data.flags.writeable else np.array(data)
+
+    # -- runs -------------------------------------------------------------------------------
+
+    def _full_input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Array shape of a stream: transfers and replicas in front, unless they are 1."""
+        axes = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
+        return (*(n for n in axes if n > 1), *shape)
+
+    def expected_inputs(self) -> set[HostToDeviceStream]:  # (quirk) a set
+        """Input streams that some op loads from."""
+        return set(self._inputs.values())  # type: ignore[arg-type]
+
+    def _expected_outputs(self) -> set[DeviceToHostStream]:
+        return set(self._outputs.values())  # type: ignore[arg-type]
+
+    def create_host_outputs(self) -> dict[DeviceToHostStream, np.ndarray]:
+        """Uninitialised arrays for :meth:`run_with_outputs`."""
+        return {
+            stream: np.empty(self._full_input_shape(stream.shape), stream.dtype.as_numpy())
+            for stream in self._expected_outputs()
+        }
+
+    def run(
+        self, inputs: h2dStreamBufferMaps | None = None, downcast_inputs: bool = True
+    ) -> dict[DeviceToHostStream, np.ndarray]:
+        """Execute the main graph once.
+
+        Args:
+            inputs: one array per expected stream, of shape ([transfers,] [replicas,] *stream).
+            downcast_inputs: convert 64-bit input to 32 bit.
+
+        Returns:
+            One fresh array per output stream.
+
+        Raises:
+            ValueError: detached, missing or extra streams, or wrong shapes.
+            popart_runtime_error: an input's dtype is not its stream's.
+        """
+        outputs = self.create_host_outputs()
+        self.run_with_outputs(inputs, outputs, downcast_inputs)
+        return outputs
+
+    def run_with_outputs(
+        self,
+        inputs: h2dStreamBufferMaps | None = None,
+        outputs: d2hStreamBufferMaps | None = None,
+        downcast_inputs: bool = True,
+    ) -> None:
+        """As :meth:`run`, but fills the given arrays in place."""
+        self._check_attached()
+        arrays = self._validate_run_inputs(inputs or {}, downcast_inputs)
+        targets = self._validate_run_outputs(outputs or {})
+        self._mark_stale(True)
+        self._engine.run(arrays, targets)
+
+    def _validate_run_inputs(self, inputs: Mapping, downcast: bool) -> dict[Any, np.ndarray]:
+        _check_streams("input", set(inputs), self.expected_inputs())
+        arrays = {}
+        for stream, data in inputs.items():
+            dtype = stream.dtype if _is_fp8(stream.dtype) else None
+            array = to_numpy(data, dtype, downcast=downcast, copy=False)
+            array = data if _same_array(array, data) else array
+            wanted = stream.dtype.as_numpy()
+            if array.dtype != wanted and not _is_int64_for_int32(array, wanted):
+                raise popart_runtime_error(
+                    f"Type discrepancy for stream {stream.tensor_id}: expected {wanted}, got"
+                    f" {array.dtype}"
+                )
+            array = array.astype(wanted, copy=False)
+            arrays[stream._record] = self._checked_shape("Input", stream, array)
+        return arrays
+
+    def _validate_run_outputs(self, outputs: Mapping) -> dict[Any, np.ndarray]:
+        _check_streams("output", set(outputs), self._expected_outputs())
+        return {
+            stream._record: self._checked_shape("Output", stream, array)
+            for stream, array in outputs.items()
+        }
+
+    def _checked_shape(self, what: str, stream: Any, array: np.ndarray) -> np.ndarray:
+        transfers, replicas = self._ir.num_host_transfers, self._ir.instance_replication_factor
+        expected = self._full_input_shape(stream.shape)
+        leading = len(expected) - len(stream.shape)
+        count = int(np.prod(stream.shape, dtype=np.int64))
+        if array.shape != expected and count == 1 and array.size == int(np.prod(expected)):
+            return array.reshape(expected)  # one element per transfer and replica, however shaped
+        if len(array.shape) != len(expected) or array.shape[leading:] != expected[leading:]:
+            raise ValueError(
+                f"Shape mismatch: {what} array for stream {stream} has shape {array.shape}, expected"
+                f" {expected} ({transfers} transfers, {replicas} replicas)."
+            )
+        if transfers > 1 and array.shape[0] < transfers:
+            raise ValueError(
+                f"{what} array for stream {stream}: dimension 0 of {array.shape} is not large enough"
+                f" for {transfers} transfers."
+            )
+        if replicas > 1 and array.shape[leading - 1] != replicas:
+            raise ValueError(
+                f"{what} array for stream {stream}: the replica dimension of {array.shape} is the"
+                f" wrong size, expected {replicas}."
+            )
+        return array
+
+
+def _check_streams(what: str, given: set, expected: set) -> None:
+    for word, streams in (("Unexpected", given - expected), ("Missing", expected - given)):
+        if streams:
+            names = ", ".join(sorted(str(stream) for stream in streams))
+            raise ValueError(f"{word} {what}: {names}")
+
+
+def _is_fp8(dtype: dtypes.dtype) -> bool:
+    return dtype.name.startswith("float8")
+
+
+def _same_array(array: np.ndarray, data: Any) -> bool:
+    """Whether conversion only made ``data`` contiguous: then strides of 0 are worth keeping."""
+    return isinstance(data, np.ndarray) and data.dtype == array.dtype
+
+
+def _is_int64_for_int32(array: np.ndarray, wanted: np.dtype) -> bool:
+    return array.dtype == np.int64 and wanted == np.int32
+
+
+class _SessionHandle:
+    """``session._pb_session``."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def setEngineIsLoaded(self, value: bool) -> None:  # noqa: N802
+        """Nothing is loaded to a device that would have to be loaded again."""
+
+    def weightsFromHost(self) -> None:  # noqa: N802
+        """Send the weights."""
+        self._session.weights_from_host()
+
+    def areHostWeightsInSync(self) -> bool:  # noqa: N802
+        """Whether no run happened since the last transfer."""
+        return not self._session._stale
+
+    def markHostWeightsOutOfSync(self) -> None:  # noqa: N802
+        """Make the next read fetch."""
+        self._session._mark_stale(True)

@@ -1,0 +1,70 @@
+"""What an executor asks of a backend. Tensors are opaque to the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from popxl_torch.ir.records import Spec
+from popxl_torch.plan.steps import Step
+
+
+class Backend(Protocol):
+    """Makes, moves and computes tensors. ``lead`` tells of a leading replica axis."""
+
+    name: str
+    replicas: int
+
+    def from_host(self, array: np.ndarray, spec: Spec) -> Any:
+        """A tensor of host data (any leading axes); a view of it where that is possible."""
+        ...
+
+    def to_host(self, tensor: Any, spec: Spec) -> np.ndarray:
+        """Host data of a tensor in the spec's NumPy dtype; may be a view."""
+        ...
+
+    def zeros(self, spec: Spec) -> Any:
+        """A tensor of zeros."""
+        ...
+
+    def stored(self, tensor: Any, spec: Spec) -> Any:
+        """A copy to keep, in the spec's storage dtype."""
+        ...
+
+    def expand(self, tensor: Any) -> Any:
+        """The tensor with a leading replica axis, not copied."""
+        ...
+
+    def replica(self, tensor: Any, index: int) -> Any:
+        """One replica's part of a tensor with the replica axis."""
+        ...
+
+    def stack(self, tensors: Sequence[Any]) -> Any:
+        """Replicas' tensors with a new leading axis."""
+        ...
+
+    def has_lead(self, tensor: Any, spec: Spec) -> bool:
+        """Whether the tensor has a replica axis in front of ``spec.shape``."""
+        ...
+
+    def select(self, condition: Any, yes: Any, no: Any) -> Any:
+        """Per replica ``yes`` where the one-element condition holds, else ``no``."""
+        ...
+
+    def integer(self, tensor: Any) -> int:
+        """The value of a one-element tensor."""
+        ...
+
+    def nbytes(self, tensor: Any) -> int:
+        """Bytes that the tensor's elements occupy, counting expanded axes once."""
+        ...
+
+    def bind(self, step: Step) -> Callable[..., Any]:
+        """A function from the step's input tensors to its output, or outputs as a tuple."""
+        ...
+
+    def synchronise(self) -> None:
+        """Wait until all work has been done."""
+        ...

@@ -1,0 +1,84 @@
+"""A backend that computes nothing: tensors are shapes. It runs the plans of models of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from popxl_torch.ir.records import Spec
+from popxl_torch.plan.memory import spec_bytes
+from popxl_torch.plan.steps import Step
+
+
+@dataclass(frozen=True, slots=True)
+class NullTensor:
+    """A spec and whether there is a replica axis in front of it."""
+
+    spec: Spec
+    lead: bool = False
+
+
+class NullBackend:
+    """See :class:`popxl_torch.backends.base.Backend`. Every one-element value reads as zero."""
+
+    name = "null"
+
+    def __init__(self, replicas: int) -> None:
+        self.replicas = replicas
+
+    def from_host(self, array: np.ndarray, spec: Spec) -> NullTensor:
+        """The spec; the data are not touched."""
+        return NullTensor(spec, array.ndim > len(spec.shape))
+
+    def to_host(self, tensor: NullTensor, spec: Spec) -> np.ndarray:
+        """Zeros without memory of their own."""
+        shape = (self.replicas, *spec.shape) if tensor.lead else spec.shape
+        return np.broadcast_to(np.zeros((), spec.dtype), shape)
+
+    def zeros(self, spec: Spec) -> NullTensor:
+        """The spec."""
+        return NullTensor(spec)
+
+    def stored(self, tensor: NullTensor, spec: Spec) -> NullTensor:
+        """The tensor."""
+        return tensor
+
+    def expand(self, tensor: NullTensor) -> NullTensor:
+        """The same with a replica axis."""
+        return NullTensor(tensor.spec, True)
+
+    def replica(self, tensor: NullTensor, index: int) -> NullTensor:
+        """The same without a replica axis."""
+        return NullTensor(tensor.spec)
+
+    def stack(self, tensors: Sequence[NullTensor]) -> NullTensor:
+        """The same with a replica axis."""
+        return NullTensor(tensors[0].spec, True)
+
+    def has_lead(self, tensor: NullTensor, spec: Spec) -> bool:
+        """Whether there is a replica axis."""
+        return tensor.lead
+
+    def select(self, condition: NullTensor, yes: NullTensor, no: NullTensor) -> NullTensor:
+        """``yes``."""
+        return yes
+
+    def integer(self, tensor: NullTensor) -> int:
+        """Zero."""
+        return 0
+
+    def nbytes(self, tensor: NullTensor) -> int:
+        """Bytes of the spec, times the replicas if there is a replica axis."""
+        return spec_bytes(tensor.spec) * (self.replicas if tensor.lead else 1)
+
+    def bind(self, step: Step) -> Callable[..., Any]:
+        """A function that returns the specs of the outputs."""
+        results = tuple(NullTensor(out.spec, out.varying) for out in step.outs)
+        result: Any = results[0] if len(results) == 1 else results
+        return lambda *inputs: result
+
+    def synchronise(self) -> None:
+        """Nothing to wait for."""

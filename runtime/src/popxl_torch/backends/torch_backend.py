@@ -1,0 +1,263 @@
+"""Tensors and kernels of PyTorch, on a CPU or a CUDA device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from popxl_torch.ir.opdef import kinds, opdef
+from popxl_torch.ir.records import Spec
+from popxl_torch.kernels import KernelEntry, Site, kernel_entry
+from popxl_torch.plan.steps import Operand, Step
+from popxl_torch.settings import Settings
+
+_STORAGE: dict[str, torch.dtype] = {
+    "uint16": torch.int32,
+    "uint32": torch.int64,
+    "uint64": torch.int64,
+    "float8_143": torch.uint8,
+    "float8_152": torch.uint8,
+}
+_WRAP = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
+
+
+def storage_dtype(name: str) -> torch.dtype:
+    """The torch dtype that holds a PopXL dtype."""
+    return _STORAGE.get(name) or getattr(torch, name)
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    return np.dtype([(name, "u1")]) if name.startswith("float8") else np.dtype(name)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device asked for, else a GPU if there is one, else the CPU."""
+    if wanted:
+        return torch.device(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class TorchBackend:
+    """See :class:`popxl_torch.backends.base.Backend`."""
+
+    name = "torch"
+
+    def __init__(self, settings: Settings, replicas: int) -> None:
+        self.device = pick_device(settings.device)
+        self.fast = settings.arithmetic == "fast"
+        self.replicas = replicas
+
+    # -- data -------------------------------------------------------------------------------
+
+    def from_host(self, array: np.ndarray, spec: Spec) -> torch.Tensor:
+        """A view of the array where dtype, strides and device allow it, else a copy."""
+        if spec.dtype.startswith("float8"):
+            array = np.ascontiguousarray(array).view(np.uint8)
+        elif spec.dtype in _STORAGE:
+            wide = np.int32 if spec.dtype == "uint16" else np.int64
+            array = array.astype(wide)
+        elif any(stride < 0 for stride in array.strides):
+            array = array.copy()
+        with warnings.catch_warnings():
+            # The engine never writes to host data, so read-only arrays are safe to share.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            tensor = torch.from_numpy(np.asarray(array))
+        return tensor.to(self.device)
+
+    def to_host(self, tensor: torch.Tensor, spec: Spec) -> np.ndarray:
+        """Host data in the spec's dtype."""
+        array = tensor.detach().to(storage_dtype(spec.dtype)).cpu().numpy()
+        if spec.dtype.startswith("float8"):
+            return np.ascontiguousarray(array).view(_numpy_dtype(spec.dtype))
+        return array.astype(_numpy_dtype(spec.dtype), copy=False)
+
+    def zeros(self, spec: Spec) -> torch.Tensor:
+        """A tensor of zeros."""
+        return torch.zeros(spec.shape, dtype=storage_dtype(spec.dtype), device=self.device)
+
+    def stored(self, tensor: torch.Tensor, spec: Spec) -> torch.Tensor:
+        """A contiguous copy in storage dtype."""
+        result = torch.empty(
+            tensor.shape, dtype=storage_dtype(spec.dtype), device=self.device
+        )
+        return result.copy_(tensor)
+
+    def expand(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A view with a leading replica axis of stride 0."""
+        return tensor.expand(self.replicas, *tensor.shape)
+
+    def replica(self, tensor: torch.Tensor, index: int) -> torch.Tensor:
+        """A view of one replica's part."""
+        return tensor[index]
+
+    def stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A new tensor with a leading replica axis."""
+        return torch.stack(list(tensors))
+
+    def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
+        """Whether there is one more axis than in the spec."""
+        return tensor.dim() > len(spec.shape)
+
+    def select(
+        self, condition: torch.Tensor, yes: torch.Tensor, no: torch.Tensor
+    ) -> torch.Tensor:
+        """Replica by replica."""
+        shape = (self.replicas,) + (1,) * (yes.dim() - 1)
+        return torch.where(condition.reshape(shape), yes, no)
+
+    def integer(self, tensor: torch.Tensor) -> int:
+        """The value as a Python int."""
+        return int(tensor.item())
+
+    def nbytes(self, tensor: torch.Tensor) -> int:
+        """Bytes of the distinct elements."""
+        count = 1
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            count *= size if stride else 1
+        return count * tensor.element_size()
+
+    def synchronise(self) -> None:
+        """Wait for a GPU; CPU work is done when a call returns."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    # -- kernels ----------------------------------------------------------------------------
+
+    def bind(self, step: Step) -> Callable[..., Any]:
+        """The step's kernel with everything around it resolved once."""
+        entry = kernel_entry(step.kind)
+        lead = int(any(operand.varying for operand in (*step.ins, *step.outs)))
+        site = Site(
+            step.kind,
+            step.attrs,
+            [operand.spec for operand in step.ins],
+            [operand.spec for operand in step.outs],
+            self.replicas,
+            step.where,
+            tuple(operand.varying for operand in step.ins),
+            tuple(operand.varying for operand in step.outs),
+        )
+        if entry.replicated:
+            return self._finish(entry.factory(site, 0), step)
+        if lead and not entry.batched:
+            one = self._wrap(entry, site, step, 0)
+            return self._per_replica(one, step)
+        return self._wrap(entry, site, step, lead)
+
+    def _wrap(
+        self, entry: KernelEntry, site: Site, step: Step, lead: int
+    ) -> Callable[..., Any]:
+        moves = _moves_data(step.kind)
+        function = entry.factory(site, lead)
+        widen = not moves and not entry.raw
+        rank = max((len(operand.spec.shape) for operand in step.ins), default=0)
+        adapt = [self._adapter(operand, entry, lead, rank, widen) for operand in step.ins]
+        if moves and self.fast and sum(o.spec.dtype == "float16" for o in step.ins) > 1:
+            function = _same_dtype(function, [o.spec.dtype == "float16" for o in step.ins])
+        return self._finish(_adapted(function, adapt), step)
+
+    def _adapter(
+        self, operand: Operand, entry: KernelEntry, lead: int, rank: int, widen: bool
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What to do with one input before the kernel, or None."""
+        steps: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        shape = operand.spec.shape
+        if lead and entry.broadcast and operand.varying and len(shape) < rank:
+            padded = (self.replicas, *(1,) * (rank - len(shape)), *shape)
+            steps.append(lambda t: t.reshape(padded))
+        elif lead and not entry.broadcast and not operand.varying:
+            steps.append(self.expand)
+        if widen and operand.spec.dtype == "float16":
+            steps.append(torch.Tensor.float)
+        if len(steps) == 2:
+            first, second = steps
+            return lambda t: second(first(t))
+        return steps[0] if steps else None
+
+    def _finish(self, function: Callable[..., Any], step: Step) -> Callable[..., Any]:
+        """Round results to the dtypes of the step's outputs."""
+        if _moves_data(step.kind):
+            return function
+        casts = [self._rounding(operand.spec.dtype) for operand in step.outs]
+        if all(cast is None for cast in casts):
+            return function
+        if len(casts) == 1:
+            (cast,) = casts
+            assert cast is not None
+            return lambda *tensors: cast(function(*tensors))
+
+        def several(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            results = function(*tensors)
+            return tuple(
+                result if cast is None else cast(result)
+                for cast, result in zip(casts, results, strict=True)
+            )
+
+        return several
+
+    def _rounding(self, name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        if name == "float16" and self.fast:
+            return None
+        wanted = storage_dtype(name)
+        if name in _WRAP:
+            mask = _WRAP[name]
+            return lambda t: t.to(wanted) & mask
+        return lambda t: t if t.dtype == wanted else t.to(wanted)
+
+    def _per_replica(self, one: Callable[..., Any], step: Step) -> Callable[..., Any]:
+        varying = [operand.varying for operand in step.ins]
+        several = len(step.outs) != 1
+
+        def run(*tensors: torch.Tensor) -> Any:
+            results = [
+                one(*(t[r] if v else t for t, v in zip(tensors, varying, strict=True)))
+                for r in range(self.replicas)
+            ]
+            if not several:
+                return torch.stack(results)
+            return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+
+        return run
+
+
+def _moves_data(kind: str) -> bool:
+    return kind == "SliceUpdate" or (kind in kinds() and opdef(kind).moves_data)
+
+
+def _adapted(
+    function: Callable[..., Any], adapt: list[Callable[[torch.Tensor], torch.Tensor] | None]
+) -> Callable[..., Any]:
+    """``function`` behind its adapters; the common arities without a loop."""
+    if not any(adapt):
+        return function
+    if len(adapt) == 1:
+        (a,) = adapt
+        return lambda x: function(a(x))  # type: ignore[misc]
+    if len(adapt) == 2:
+        a, b = adapt
+        if b is None:
+            return lambda x, y: function(a(x), y)  # type: ignore[misc]
+        if a is None:
+            return lambda x, y: function(x, b(y))
+        return lambda x, y: function(a(x), b(y))
+    return lambda *ts: function(
+        *(t if f is None else f(t) for f, t in zip(adapt, ts, strict=True))
+    )
+
+
+def _same_dtype(function: Callable[..., Any], halves: list[bool]) -> Callable[..., Any]:
+    """In fast arithmetic a float16 tensor may be stored as float32: widen if stored differently."""
+
+    def run(*tensors: torch.Tensor) -> Any:
+        stored = {t.dtype for t, half in zip(tensors, halves, strict=True) if half}
+        if len(stored) > 1:
+            tensors = tuple(
+                t.float() if half else t for t, half in zip(tensors, halves, strict=True)
+            )
+        return function(*tensors)
+
+    return run

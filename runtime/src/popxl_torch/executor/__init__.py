@@ -1,0 +1,1 @@
+"""Runs plans: remote memory, host streams, states, the loop, the trace."""

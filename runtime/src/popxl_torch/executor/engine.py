@@ -1,0 +1,156 @@
+"""What a session talks to: weights to and from the device, and runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from popxl_torch.backends import make_backend
+from popxl_torch.executor.host_streams import HostStreams
+from popxl_torch.executor.interpreter import Interpreter
+from popxl_torch.executor.remote_store import RemoteStore
+from popxl_torch.executor.run import BoundPlan, Memory
+from popxl_torch.executor.trace import Trace
+from popxl_torch.executor.variables import from_replicas, to_device_layout
+from popxl_torch.ir.records import Program, Stream, Value
+from popxl_torch.passes import ssa
+from popxl_torch.passes.mark_uniform import Varying, varying_sources
+from popxl_torch.passes.pipeline import specialise, to_functional
+from popxl_torch.plan.lower import NotVectorisable, lower
+from popxl_torch.settings import Settings
+
+_LOG = logging.getLogger("popxl_torch")
+_FRAGMENTS = ("from_host", "main", "to_host")
+
+
+class Engine:
+    """Runs one program. Plans are made on demand, one for each pattern of equal replicas."""
+
+    def __init__(self, program: Program, settings: Settings) -> None:
+        start = time.perf_counter()
+        self.program = program
+        self.settings = settings
+        self.functional = to_functional(program)
+        self.backend = make_backend(settings, program.replication)
+        device = getattr(self.backend, "device", "null")
+        self.trace = Trace(settings.trace, str(device))
+        stores = {
+            node.attrs["buffer"]
+            for block in self.functional.blocks()
+            for node in ssa.walk(block)
+            if node.kind == "RemoteStore"
+        }
+        streams = HostStreams(self.backend, program.num_host_transfers, program.replication)
+        remote = RemoteStore(self.backend, stores, self.trace)
+        self.memory = Memory(remote, streams, self.trace)
+        self.variables = [v for v in program.main.values.values() if v.kind == "variable"]
+        self.varying = varying_sources(self.variables)
+        self.uploaded: dict[Value, Any] = {}
+        self._plans: dict[Any, BoundPlan] = {}
+        self._interpreter: Interpreter | None = None
+        if settings.executor == "interpreter":
+            self._interpreter = Interpreter(program, self.backend, self.memory)
+        self._debug(1, f"compiled in {(time.perf_counter() - start) * 1e3:.1f} ms")
+        self._debug(2, f"main:\n{ssa.text(self.functional.main)}")
+
+    def _debug(self, level: int, message: str) -> None:
+        if self.settings.debug >= level:
+            _LOG.warning("%s", message)
+
+    # -- weights ----------------------------------------------------------------------------
+
+    def weights_from_host(self) -> None:
+        """Send every variable to the device: views where host and device are one memory."""
+        self.memory.states.clear()
+        self.memory.remote.entries.clear()
+        self.varying = varying_sources(self.variables)
+        for value in self.variables:
+            data = value.data
+            spec = data.buffer.spec if data.buffer is not None else value.spec
+            tensor = self.backend.from_host(to_device_layout(data, value.spec), spec)
+            self.uploaded[value] = tensor
+            if data.buffer is not None:
+                self.memory.remote.put(data.buffer, data.entry, tensor)
+            else:
+                self.memory.states[value] = tensor
+        self._run_fragment("from_host")
+
+    def weights_to_host(self) -> None:
+        """Fetch every variable that a run has changed into its host array."""
+        self._run_fragment("to_host")
+        for value in self.variables:
+            data = value.data
+            if data.buffer is not None:
+                tensor = self.memory.remote.get(data.buffer, data.entry)
+                spec = data.buffer.spec
+            else:
+                tensor = self.memory.states[value]
+                spec = value.spec
+            if tensor is not self.uploaded.get(value):
+                self._fetch(value, tensor, spec)
+                self.uploaded[value] = tensor
+
+    def _fetch(self, value: Value, tensor: Any, spec: Any) -> None:
+        data = value.data
+        array = self.backend.to_host(tensor, spec)
+        if not self.backend.has_lead(tensor, spec):
+            array = np.broadcast_to(array, (self.program.replication, *array.shape))
+        host = from_replicas(array, data, value.spec)
+        if data.memmap is not None:
+            data.memmap[...] = host
+            data.memmap.flush()
+        else:
+            data.host = np.array(host)
+        if data.all_replicas and data.group_size > 1 and data.shard_over == 1:
+            data.retrieved = np.array(array)
+
+    # -- runs -------------------------------------------------------------------------------
+
+    def run(
+        self, inputs: Mapping[Stream, np.ndarray], outputs: Mapping[Stream, np.ndarray]
+    ) -> None:
+        """One execution of the main graph. Arrays have the shapes of ``host_streams``; outputs
+        are filled in place."""
+        self.trace.start()
+        varying = self.memory.streams.start(inputs, outputs)
+        try:
+            self._run_fragment("main", varying)
+        finally:
+            self.memory.streams.finish()
+        self.backend.synchronise()
+        self.trace.finish()
+
+    def _run_fragment(self, name: str, streams: frozenset[Stream] = frozenset()) -> None:
+        if not getattr(self.functional, name).nodes:
+            return
+        if self._interpreter is None:
+            try:
+                self._plan(name, streams).run()
+                return
+            except NotVectorisable as reason:
+                _LOG.info("replicas run one by one: %s", reason)
+                self._interpreter = Interpreter(self.program, self.backend, self.memory)
+        self._interpreter.run(name)
+
+    def _plan(self, name: str, streams: frozenset[Stream]) -> BoundPlan:
+        key = (
+            name,
+            streams,
+            frozenset(self.varying.states),
+            frozenset(self.varying.buffers),
+        )
+        if key not in self._plans:
+            sources = self.varying.copy()
+            sources.streams = set(streams)
+            functional, grown = specialise(self.functional, sources, self.settings.join_shards)
+            plan = lower(functional, getattr(functional, name))
+            self._debug(3, f"plan of {name}:\n{plan}")
+            self.varying = Varying(set(), grown.states, grown.buffers)
+            self._plans[key] = BoundPlan(plan, self.backend, self.memory)
+            if name == "main":
+                self.trace.steps = self._plans[key].num_steps
+        return self._plans[key]

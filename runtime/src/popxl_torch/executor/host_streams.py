@@ -1,0 +1,71 @@
+"""Host inputs and outputs of one run: arrays, cursors, the replica axis.
+
+Arrays have the shape ([transfers,] [replicas,] \\*stream shape); axes of size 1 are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from popxl_torch.backends.base import Backend
+from popxl_torch.ir.records import Stream
+
+
+def rows_are_equal(array: np.ndarray, axis: int) -> bool:
+    """Whether all slices along ``axis`` hold the same bits."""
+    if array.shape[axis] == 1 or array.strides[axis] == 0:
+        return True
+    rows = np.moveaxis(array, axis, 0)
+    first = np.ascontiguousarray(rows[0]).view(np.uint8)
+    return all(np.array_equal(first, np.ascontiguousarray(r).view(np.uint8)) for r in rows[1:])
+
+
+class HostStreams:
+    """Loads and stores of the run at hand."""
+
+    def __init__(self, backend: Backend, transfers: int, replicas: int) -> None:
+        self.backend = backend
+        self.transfers = transfers
+        self.replicas = replicas
+        self.arrays: dict[Stream, np.ndarray] = {}
+        self.cursors: dict[Stream, int] = {}
+
+    def start(
+        self, inputs: Mapping[Stream, np.ndarray], outputs: Mapping[Stream, np.ndarray]
+    ) -> frozenset[Stream]:
+        """Take the arrays of a run; returns the input streams whose replicas differ."""
+        self.arrays = {}
+        self.cursors = dict.fromkeys([*inputs, *outputs], 0)
+        varying = set()
+        for stream, array in [*inputs.items(), *outputs.items()]:
+            if self.transfers == 1:
+                array = array[np.newaxis]
+            if self.replicas > 1 and stream.to_device and not rows_are_equal(array, 1):
+                varying.add(stream)
+            self.arrays[stream] = array
+        return frozenset(varying)
+
+    def finish(self) -> None:
+        """Let go of the arrays."""
+        self.arrays = {}
+
+    def _next(self, stream: Stream) -> np.ndarray:
+        array = self.arrays[stream]
+        position = self.cursors[stream]
+        self.cursors[stream] = (position + 1) % len(array)
+        return array[position]
+
+    def load(self, stream: Stream, varying: bool) -> Any:
+        """The stream's next element: one replica's, or all with a leading axis if ``varying``."""
+        element = self._next(stream)
+        if self.replicas > 1 and not varying:
+            element = element[0]
+        return self.backend.from_host(element, stream.spec)
+
+    def store(self, stream: Stream, tensor: Any) -> None:
+        """The stream's next element becomes ``tensor``; the same for all replicas if it has no
+        replica axis."""
+        np.copyto(self._next(stream), self.backend.to_host(tensor, stream.spec), casting="no")

@@ -1,0 +1,86 @@
+"""Remote memory: the entries of all remote buffers.
+
+An entry is a tensor, with a leading replica axis if replicas differ. Entries that no run stores to
+are views of the host's arrays, and a load hands them out as they are: in one memory a load is a
+view. Entries of buffers that runs store to are copied on load and on store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from popxl_torch.backends.base import Backend
+from popxl_torch.executor.trace import Trace
+from popxl_torch.ir.errors import popart_runtime_error
+from popxl_torch.ir.records import Buffer
+
+
+class RemoteStore:
+    """Contents of the remote buffers, by buffer and entry."""
+
+    def __init__(self, backend: Backend, stored: set[Buffer], trace: Trace) -> None:
+        """``stored`` are the buffers that some op stores to."""
+        self.backend = backend
+        self.stored = stored
+        self.trace = trace
+        self.entries: dict[tuple[Buffer, int], Any] = {}
+
+    def put(self, buffer: Buffer, entry: int, tensor: Any) -> None:
+        """Set an entry without copying."""
+        self._check(buffer, entry)
+        self.entries[buffer, entry] = tensor
+
+    def get(self, buffer: Buffer, entry: int) -> Any:
+        """An entry as it is kept; zeros if it was never written."""
+        self._check(buffer, entry)
+        found = self.entries.get((buffer, entry))
+        if found is None:
+            found = self.entries[buffer, entry] = self.backend.zeros(buffer.spec)
+        return found
+
+    def load(self, buffer: Buffer, entry: int, varying: bool) -> Any:
+        """An entry's value, with the replica axis if ``varying``."""
+        tensor = self.get(buffer, entry)
+        bytes_addressed = self.backend.nbytes(tensor)
+        self.trace.current.loaded_bytes += bytes_addressed
+        if buffer in self.stored:
+            self.trace.current.copied_bytes += bytes_addressed
+            tensor = self.backend.stored(tensor, buffer.spec)
+        if varying and not self.backend.has_lead(tensor, buffer.spec):
+            tensor = self.backend.expand(tensor)
+        return tensor
+
+    def load_each(self, buffer: Buffer, entries: list[int]) -> Any:
+        """Each replica's own entry, stacked."""
+        parts = [self.load_replica(buffer, entry, r) for r, entry in enumerate(entries)]
+        return self.backend.stack(parts)
+
+    def load_replica(self, buffer: Buffer, entry: int, replica: int) -> Any:
+        """One replica's value of an entry."""
+        tensor = self.get(buffer, entry)
+        if self.backend.has_lead(tensor, buffer.spec):
+            tensor = self.backend.replica(tensor, replica)
+        if buffer in self.stored:
+            tensor = self.backend.stored(tensor, buffer.spec)
+        return tensor
+
+    def store(self, buffer: Buffer, entry: int, tensor: Any) -> None:
+        """Replace an entry by a copy of a value."""
+        self._check(buffer, entry)
+        self.entries[buffer, entry] = self.backend.stored(tensor, buffer.spec)
+
+    def store_replica(self, buffer: Buffer, entry: int, tensor: Any, replica: int) -> None:
+        """Replace one replica's value of an entry."""
+        old = self.get(buffer, entry)
+        lead = self.backend.has_lead(old, buffer.spec)
+        count = self.backend.replicas
+        parts = [self.backend.replica(old, r) if lead else old for r in range(count)]
+        parts[replica] = self.backend.stored(tensor, buffer.spec)
+        self.entries[buffer, entry] = self.backend.stack(parts)
+
+    def _check(self, buffer: Buffer, entry: int) -> None:
+        if not 0 <= entry < buffer.entries:
+            raise popart_runtime_error(
+                f"Remote buffer {buffer.id} ({buffer.spec}) has {buffer.entries} entries: there is"
+                f" no entry {entry}"
+            )

@@ -1,0 +1,82 @@
+"""Where time and bytes go, by region: the main graph's outermost name scopes.
+
+The trace file is JSON, rewritten after each run; figures are sums since the session was made:
+
+    {"version": 1, "runs": int, "total_ms": float, "device": str, "steps": int,
+     "regions": [{"name": str, "runs": int, "loaded_bytes": int, "copied_bytes": int, "ms": float}]}
+
+``runs`` of a region that consists of one loop are its iterations. ``loaded_bytes`` are bytes of
+remote memory addressed by loads, ``copied_bytes`` those of them that were copied. A plan's steps
+before the first scope and between scopes belong to the region named "".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(slots=True)
+class Region:
+    """Sums of one region."""
+
+    name: str
+    runs: int = 0
+    loaded_bytes: int = 0
+    copied_bytes: int = 0
+    ms: float = 0.0
+
+
+class Trace:
+    """Collects the sums. ``enter`` is called between regions, so it costs nothing per step."""
+
+    def __init__(self, path: str, device: str) -> None:
+        self.path = path
+        self.device = device
+        self.regions: dict[str, Region] = {}
+        self.runs = 0
+        self.total_ms = 0.0
+        self.steps = 0
+        self.current = Region("")
+        self._since = 0.0
+
+    def start(self) -> None:
+        """A run begins."""
+        self._begin = self._since = time.perf_counter()
+
+    def enter(self, name: str | None, runs: int) -> None:
+        """The current region ends; ``name`` begins, or the run's work ends if None."""
+        now = time.perf_counter()
+        self.current.ms += (now - self._since) * 1e3
+        self._since = now
+        if name is None:
+            return
+        self.current = self.regions.setdefault(name, Region(name))
+        self.current.runs += runs
+
+    def finish(self) -> None:
+        """A run ends; the file is rewritten if there is one."""
+        self.runs += 1
+        self.total_ms += (time.perf_counter() - self._begin) * 1e3
+        if self.path:
+            self.write()
+
+    def as_dict(self) -> dict[str, object]:
+        """The contents of the trace file."""
+        return {
+            "version": 1,
+            "runs": self.runs,
+            "total_ms": self.total_ms,
+            "device": self.device,
+            "steps": self.steps,
+            "regions": [asdict(region) for region in self.regions.values()],
+        }
+
+    def write(self) -> None:
+        """Write the file under a temporary name, then put it in place."""
+        temporary = Path(f"{self.path}.{os.getpid()}.part")
+        temporary.write_text(json.dumps(self.as_dict()))
+        temporary.replace(self.path)

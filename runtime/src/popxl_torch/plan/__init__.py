@@ -1,0 +1,1 @@
+"""Flat plans: what an executor does, step by step. No torch."""

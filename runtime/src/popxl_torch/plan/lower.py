@@ -1,0 +1,146 @@
+"""From a marked functional block to a plan: slots, liveness, expansion, regions of the trace."""
+
+from __future__ import annotations
+
+import itertools
+
+from popxl_torch.ir.opdef import kinds, opdef
+from popxl_torch.passes.ssa import Block, Functional, Node, Val, has_effect
+from popxl_torch.plan.steps import Body, Operand, Plan, Step
+
+
+class NotVectorisable(Exception):  # noqa: N818
+    """The program needs replicas to take different paths with effects: run them one by one."""
+
+
+def lower(functional: Functional, block: Block) -> Plan:
+    """The plan of one top-level block.
+
+    Raises:
+        NotVectorisable: a branch with effects is taken by some replicas only.
+    """
+    return _Lowering(functional).plan(block)
+
+
+class _Lowering:
+    def __init__(self, functional: Functional) -> None:
+        self.functional = functional
+        self.slots: dict[int, int] = {}
+        self.numbers = itertools.count()
+
+    def plan(self, block: Block) -> Plan:
+        constants = [
+            (self._operand(val).slot, val.spec, val.const) for val in self.functional.constants
+        ]
+        pinned = {slot for slot, _, _ in constants}
+        steps = []
+        for region, nodes in itertools.groupby(block.nodes, key=lambda node: node.region):
+            segment = list(nodes)
+            steps.append(Step("Mark", attrs={"region": region, "runs": _runs(segment)}))
+            for node in segment:
+                steps += self._node(node)
+        steps.append(Step("Mark", attrs={"region": None, "runs": 0}))
+        body = Body((), steps, self._operands(block.results))
+        _free(body, pinned)
+        return Plan(self.functional.replicas, next(self.numbers), constants, body)
+
+    def _operand(self, val: Val) -> Operand:
+        if id(val) not in self.slots:
+            self.slots[id(val)] = next(self.numbers)
+        return Operand(self.slots[id(val)], val.spec, val.varying)
+
+    def _operands(self, vals: list[Val]) -> tuple[Operand, ...]:
+        return tuple(self._operand(val) for val in vals)
+
+    def _node(self, node: Node) -> list[Step]:
+        if node.kind == "Loop":
+            return self._loop(node)
+        if node.kind == "If":
+            return self._if(node)
+        return [
+            Step(
+                node.kind,
+                self._operands(node.inputs),
+                self._operands(node.outputs),
+                node.attrs,
+                where=node.where,
+            )
+        ]
+
+    def _expanded(self, val: Val, wanted: bool, steps: list[Step]) -> Operand:
+        """The operand of ``val``, given the replica axis if ``wanted`` and missing."""
+        source = self._operand(val)
+        if not wanted or val.varying:
+            return source
+        target = Operand(next(self.numbers), val.spec, True)
+        steps.append(Step("Expand", (source,), (target,)))
+        return target
+
+    def _block(self, block: Block, varying: list[bool]) -> Body:
+        params = self._operands(block.params)
+        steps: list[Step] = []
+        for node in block.nodes:
+            steps += self._node(node)
+        results = tuple(
+            self._expanded(val, wanted, steps)
+            for val, wanted in zip(block.results, varying, strict=True)
+        )
+        return Body(params, steps, results)
+
+    def _loop(self, node: Node) -> list[Step]:
+        (block,) = node.blocks
+        before: list[Step] = []
+        varying = [param.varying for param in block.params]
+        ins = tuple(
+            self._expanded(val, wanted, before)
+            for val, wanted in zip(node.inputs, varying, strict=True)
+        )
+        body = self._block(block, varying)
+        outs = self._operands(node.outputs)
+        return [*before, Step("Loop", ins, outs, node.attrs, (body,), where=node.where)]
+
+    def _if(self, node: Node) -> list[Step]:
+        condition = node.inputs[0]
+        varying = [out.varying for out in node.outputs]
+        bodies = tuple(self._block(block, varying) for block in node.blocks)
+        if condition.varying and any(has_effect(n) for b in node.blocks for n in b.nodes):
+            raise NotVectorisable(node.where)
+        kind = "Select" if condition.varying else "If"
+        ins, outs = self._operands(node.inputs), self._operands(node.outputs)
+        return [Step(kind, ins, outs, node.attrs, bodies, where=node.where)]
+
+
+def _runs(segment: list[Node]) -> int:
+    """How often a region runs: the iterations of its loop, if a loop is all that it consists of."""
+    known = frozenset(kinds())
+    work = [n for n in segment if n.kind not in known or not opdef(n.kind).moves_data]
+    if len(work) == 1 and work[0].kind == "Loop":
+        return work[0].attrs["count"]
+    return 1
+
+
+def _reads(step: Step) -> set[int]:
+    """Slots that a step takes from around its bodies (and its own inputs)."""
+    used = {operand.slot for operand in step.ins}
+    for body in step.bodies:
+        inside = {operand.slot for operand in body.params}
+        for inner in body.steps:
+            used |= _reads(inner) - inside
+            inside |= {operand.slot for operand in inner.outs}
+        used |= {operand.slot for operand in body.results} - inside
+    return used
+
+
+def _free(body: Body, keep: set[int]) -> None:
+    """Fill in ``frees``: a body frees what it defines, the step around it frees what it takes."""
+    own = {operand.slot for operand in body.params}
+    own |= {operand.slot for step in body.steps for operand in step.outs}
+    live = {operand.slot for operand in body.results} | keep
+    for step in reversed(body.steps):
+        for inner in step.bodies:
+            _free(inner, keep)
+        touched = (_reads(step) & own) | {operand.slot for operand in step.outs}
+        step.frees = tuple(sorted(touched - live))
+        live |= touched
+
+

@@ -1,0 +1,58 @@
+"""Memory of a plan before any run: bytes that are live at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from popxl_torch.ir.opdef import kinds, opdef
+from popxl_torch.ir.records import Spec
+from popxl_torch.plan.steps import Body, Operand, Plan, Step
+
+_VIEWS = frozenset({"Expand", "RemoteLoad", "ReadState", "HostLoad"})
+_ITEM_BYTES = {"bool": 1, "float8_143": 1, "float8_152": 1, "uint32": 8, "uint16": 4}
+
+
+def spec_bytes(spec: Spec) -> int:
+    """Bytes of one replica's tensor as the engine stores it."""
+    size = _ITEM_BYTES.get(spec.dtype)
+    return spec.nelms * (size if size is not None else np.dtype(spec.dtype).itemsize)
+
+
+def peak_bytes(plan: Plan) -> int:
+    """Most bytes of intermediate values live at once.
+
+    Loads and other views are not counted: on a CPU they address host memory. An upper bound: a
+    kernel that returns a view of its input is counted as if it had copied.
+    """
+    known = frozenset(kinds())
+
+    def is_view(step: Step) -> bool:
+        return step.kind in _VIEWS or (
+            step.kind in known and opdef(step.kind).moves_data and step.kind == "Reshape"
+        )
+
+    return _peak(plan.body, plan.replicas, is_view, 0)[0]
+
+
+def _operand_bytes(operand: Operand, replicas: int) -> int:
+    return spec_bytes(operand.spec) * (replicas if operand.varying else 1)
+
+
+def _peak(
+    body: Body, replicas: int, is_view: Callable[[Step], bool], base: int
+) -> tuple[int, int]:
+    """(peak, bytes left at the end) of a body that starts with ``base`` bytes live."""
+    sizes: dict[int, int] = {}
+    now = peak = base
+    for step in body.steps:
+        for inner in step.bodies:
+            peak = max(peak, _peak(inner, replicas, is_view, now)[0])
+        for out in step.outs:
+            sizes[out.slot] = 0 if is_view(step) else _operand_bytes(out, replicas)
+            now += sizes[out.slot]
+        peak = max(peak, now)
+        for slot in step.frees:
+            now -= sizes.pop(slot, 0)
+    return peak, now
