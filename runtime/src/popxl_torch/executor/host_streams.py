@@ -56,13 +56,13 @@ class HostStreams:
         array = self.arrays[stream]
         position = self.cursors[stream]
         self.cursors[stream] = (position + 1) % len(array)
-        return array[position]
+        return array[position, ...]
 
     def load(self, stream: Stream, varying: bool) -> Any:
         """The stream's next element: one replica's, or all with a leading axis if ``varying``."""
         element = self._next(stream)
         if self.replicas > 1 and not varying:
-            element = element[0]
+            element = element[0, ...]
         return self.backend.from_host(element, stream.spec)
 
     def store(self, stream: Stream, tensor: Any) -> None:

@@ -11,6 +11,7 @@ from popxl_torch.kernels import (
     printing,
     reduce,
     shape,
+    views,
 )
 from popxl_torch.kernels.registry import KernelEntry, Site, kernel, kernel_entry, kernel_kinds
 
@@ -30,4 +31,5 @@ __all__ = [
     "printing",
     "reduce",
     "shape",
+    "views",
 ]
