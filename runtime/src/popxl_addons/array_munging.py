@@ -105,6 +105,7 @@ def repeat_shard(
     if sharded_tensor == "contiguous":
         return repeat_axis(shards, n_repeats, 0)
     if sharded_tensor == "strided":
+        # (mended) Upstream interleaves wrongly unless both counts are equal.
         return np.repeat(shards, n_repeats, axis=0)
     raise ValueError(
         f"repeat_shard: sharded_tensor is 'contiguous' or 'strided', got {sharded_tensor!r}"
@@ -180,6 +181,6 @@ def squeeze_safe(x: np.ndarray, axis: int | Sequence[int] | None = None) -> np.n
     """`x` without those of the given axes (default: all) that have size 1."""
     if axis is None:
         return np.squeeze(x)
-    axes = [axis] if isinstance(axis, int) else axis
-    axes = {handle_negative_axis(x, a) for a in axes}
+    given = [axis] if isinstance(axis, int) else axis
+    axes = {handle_negative_axis(x, a) for a in given}
     return np.squeeze(x, axis=tuple(a for a in axes if x.shape[a] == 1))

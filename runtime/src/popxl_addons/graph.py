@@ -140,15 +140,17 @@ class GraphWithNamedArgs:
             raise ValueError(f"autodiff: method is one of {_AUTODIFF_METHODS}, got {method!r}")
         if self.autodiff_applied and not force:
             raise RuntimeError(f"Autodiff has already been applied to {self.graph.name}")
-        has_build_grad = self._from_module is not None and self._from_module.implements_grad_graph
-        if method == "build_grad" and not has_build_grad:
+        module = self._from_module
+        if module is not None and not module.implements_grad_graph:
+            module = None
+        if method == "build_grad" and module is None:
             raise RuntimeError(
                 "autodiff: method 'build_grad' needs a graph for which `from_module` is specified"
                 " and overrides build_grad"
             )
         self.autodiff_applied = True
-        if has_build_grad and method != "autodiff":
-            return self._from_module.create_grad_graph(self, grads_provided, grads_required)
+        if module is not None and method != "autodiff":
+            return module.create_grad_graph(self, grads_provided, grads_required)
         from popxl_addons.transforms.autodiff import autodiff
 
         return autodiff(self, grads_provided, grads_required, called_graphs_grad_info)

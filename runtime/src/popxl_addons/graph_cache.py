@@ -17,13 +17,13 @@ def bound_arguments(fn: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The arguments of a call of `fn` by name.
 
     It is `fn.__call__` whose names these are, for functions and modules alike: defaults are
-    not filled in, so leaving a value out and giving it are two different calls.
+    not filled in, so leaving a value out and giving it are two different calls (quirk).
     """
     arguments = {"args": args, "kwargs": kwargs}
     return {"self": fn, **arguments} if isinstance(fn, popxl.Module) else arguments
 
 
-def tensor_hash(t: popxl.Tensor) -> int:
+def tensor_hash(t: popxl.Tensor | popxl.TensorSpec) -> int:
     """Hash of what a tensor contributes: shape, dtype, meta shape."""
     return hash((tuple(t.shape), t.dtype, tuple(t.meta_shape or ())))
 

@@ -221,6 +221,7 @@ class Module(popxl.Module, metaclass=NameScopeMeta):
     grad_inlining_error: str = "error"
     _name_scope: str | None = None
     _building = False
+    _list_length: int
 
     def __init__(
         self,
@@ -500,6 +501,7 @@ class _CallModule:
         return self.autodiff != "none"
 
     def _differentiate(self) -> None:
+        assert self.autodiff != "none"
         grad_graph = self.graph.autodiff(
             self.grads_provided and self.grads_provided(self.graph),
             self.grads_required and self.grads_required(self.graph),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
+import popdist
 import popxl
 from popxl import ReplicaGrouping
 from popxl_addons.dot_tree import DotTree
@@ -73,8 +74,6 @@ def get_ild_size_from_popdist() -> int:
     size = json.loads(os.environ.get("POPLAR_TARGET_OPTIONS") or "{}").get("ipuLinkDomainSize")
     if size is not None:
         return int(size)
-    import popdist
-
     if popdist.isPopdistEnvSet() and not _warned:
         _warned = True
         warnings.warn(

@@ -12,7 +12,7 @@ patterns_level = ("no_patterns", "minimal", "default", "all")
 def apply_pre_alias_patterns(
     ir: Ir, level: Literal["no_patterns", "minimal", "default", "all"] = "default"
 ) -> None:
-    """Accepted for compatibility: our ops are created in their final form (an all-reduce of
+    """Recorded only: our ops are created in their final form (an all-reduce of
     identical inputs is an identity from the start), and the engine has its own passes.
 
     Raises:

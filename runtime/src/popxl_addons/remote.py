@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import popxl
 from popxl import ReplicaGrouping, ops
@@ -29,7 +30,10 @@ class NamedRemoteBuffers(DotTree[popxl.RemoteBuffer]):
 
 
 def named_buffers(tensors: NamedTensors, entries: int = 1) -> NamedRemoteBuffers:
-    """A buffer for each tensor, under the same flat key, sharded over all replicas."""
+    """A buffer for each tensor, under the same flat key, sharded over all replicas.
+
+    (mended) Upstream it always fails.
+    """
     return NamedRemoteBuffers.from_dict(
         {key: create_remote_buffer(t.spec, entries) for key, t in tensors.to_dict().items()}
     )
@@ -76,7 +80,7 @@ def _shard_over(key: str, factory: VariableFactory, shards: ShardOver) -> int:
 
 
 def create_remote_buffer(
-    spec: popxl.TensorSpec,
+    spec: popxl.TensorSpec | popxl.Tensor,
     entries: int = 1,
     replica_group: ReplicaGrouping | None = None,
     shard_over: int | None = None,
@@ -116,7 +120,7 @@ def _raise_entries(buffers: NamedRemoteBuffers, entries: int) -> None:
         buffer.entries = max(buffer.entries, entries)
 
 
-def _exchange(use_io_tiles: bool) -> object:
+def _exchange(use_io_tiles: bool) -> AbstractContextManager[Any]:
     return popxl.io_tiles() if use_io_tiles else nullcontext()
 
 
@@ -201,7 +205,8 @@ def store_remote_graph(
             )
             for name, b in zip(names, remote, strict=True)
         }
-        args.update(NamedTensors.from_dict(inputs))
+        for name, tensor in inputs.items():
+            args.insert(name, tensor, overwrite=True)
         _store_all(buffers, inputs, store_index, use_io_tiles)
 
     store_remote.__qualname__ = "store_remote"

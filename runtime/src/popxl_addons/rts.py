@@ -12,7 +12,7 @@ from popxl_addons.named_replica_grouping import NamedReplicaGrouping, fill_none_
 from popxl_addons.named_tensors import NamedTensors
 
 if TYPE_CHECKING:
-    from popxl.ops.collectives import CollectiveOps
+    from popxl.ops.collectives.collectives import CollectiveOps
 
 __all__ = [
     "all_gather_replica_sharded_graph",

@@ -25,7 +25,7 @@ ReportMissingMethods = Literal["none", "warn", "error"]
 _WANDB = "wandb://"
 
 
-def write_variables_pb(session: Session, weights: Mapping[popxl.Tensor, np.ndarray]) -> None:
+def write_variables_pb(session: Session, weights: Mapping[Any, np.ndarray]) -> None:
     """Write variables' data; the same as `session.write_variables_data`."""
     session.write_variables_data(dict(weights))
 
@@ -96,7 +96,7 @@ class TaskSession(popxl.Session):
 
     def get_named_tensors_data(self) -> NamedTensorData:
         """Data of all of `state` by flat key, in host shapes (replica-group axis first)."""
-        named = self.state.named_tensors
+        named: dict[str, Any] = self.state.named_tensors
         data = self.get_tensors_data(list(named.values()))
         return NamedTensorData.from_dict({key: data[t] for key, t in named.items()})
 
@@ -108,13 +108,14 @@ class TaskSession(popxl.Session):
         Raises:
             ValueError: keys differ and `report_missing` is "error".
         """
-        named, data = self.state.named_tensors, src.get_named_tensors_data().to_dict()
+        named: dict[str, Any] = self.state.named_tensors
+        data = src.get_named_tensors_data().to_dict()
         _report_missing("load_from_session", data, named, report_missing)
         self.write_variables_data({t: data[key] for key, t in named.items() if key in data})
 
     def wandb_histogram(self, name: str, step: int, data: np.ndarray) -> None:
         """Log a histogram to wandb."""
-        import wandb
+        import wandb  # type: ignore[import-not-found]
 
         wandb.log({name: wandb.Histogram(data)}, step=step)
 
@@ -127,7 +128,7 @@ class TaskSession(popxl.Session):
         """Write variables, session state and the dataloader's state.
 
         The oldest checkpoint of this session is deleted first if there would be more than
-        `max_checkpoints`.
+        `max_checkpoints`. (mended) Saving to the same path again overwrites it.
 
         Args:
             checkpoint_dir: folder (`~` is expanded), or `wandb://<artifact name>`.
@@ -158,15 +159,16 @@ class TaskSession(popxl.Session):
         for key, array in data.to_dict().items():
             if isinstance(array, np.memmap):
                 array.flush()
-                shutil.copy(array.filename, model)
+                shutil.copy(str(array.filename), model)
             else:
-                np.savez(model / f"{key}.npz", **{key: array})
+                arrays: dict[str, Any] = {key: array}
+                np.savez(model / f"{key}.npz", **arrays)
         (path / "session_info.json").write_text(json.dumps(self.session_state))
         if self._dataloader is not None:
             self._dataloader.save(str(path / "dataloader.bin"))
 
     def _save_wandb_artifact(self, name: str, data: NamedTensorData) -> None:
-        import wandb
+        import wandb  # type: ignore[import-not-found]
 
         with tempfile.TemporaryDirectory() as folder:
             self._write_checkpoint(Path(folder), data)
@@ -192,7 +194,7 @@ class TaskSession(popxl.Session):
         """
         path = Path(checkpoint_dir)
         files = {file.name.removesuffix(".npz"): file for file in path.glob("model/*.npz")}
-        named = self.state.named_tensors
+        named: dict[str, Any] = self.state.named_tensors
         _report_missing("Checkpoint variables", files, named, report_missing)
         self.write_variables_data({named[k]: _load(files[k], k) for k in files if k in named})
         dataloader_state = path / "dataloader.bin"
@@ -209,7 +211,7 @@ class TaskSession(popxl.Session):
         self,
         inputs: Mapping[popxl.HostToDeviceStream, Any] | None = None,
         downcast_inputs: bool = True,
-    ) -> Mapping[popxl.DeviceToHostStream, np.ndarray]:
+    ) -> dict[popxl.DeviceToHostStream, np.ndarray]:
         """Run once; `session_state["steps"]` counts the runs."""
         self.session_state["steps"] += 1
         return super().run(inputs, downcast_inputs)

@@ -39,7 +39,7 @@ def _base_graph_name(name: str) -> str:
 
 def _wandb_run() -> Any:
     try:
-        import wandb
+        import wandb  # type: ignore[import-not-found]
     except ImportError:
         return None
     return wandb.run
@@ -92,7 +92,7 @@ class WeightsDict(MutableMapping[Any, np.ndarray]):
         return self.dict[key]
 
     def __setitem__(self, key: Any, value: np.ndarray) -> None:
-        from popxl import Variable
+        from popxl.tensor import Variable
 
         if not isinstance(key, Variable):
             raise ValueError(f"WeightsDict: keys are popxl Variables, got {key!r}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import popdist
 import popxl
 from popxl import ReplicaGrouping, dtypes, ops
 from popxl.tensor import HostTensor
@@ -71,8 +72,9 @@ def _spec_of(data_iter: Any, elements: _LookAhead) -> tuple[tuple[int, ...], Any
     element."""
     if isinstance(data_iter, LazyInitialiser):
         return data_iter.shape, data_iter.dtype
-    element = elements.peek()
-    if not isinstance(element, host_scalar_tensor_types):
+    element: Any = elements.peek()
+    of_use = isinstance(element, host_scalar_tensor_types)
+    if not of_use:
         raise ValueError(
             f"VariableFactory: data are arrays or numbers, got {type(element).__name__}"
         )
@@ -80,17 +82,13 @@ def _spec_of(data_iter: Any, elements: _LookAhead) -> tuple[tuple[int, ...], Any
 
 
 def _is_first_instance() -> bool:
-    import popdist
-
     return not popdist.isPopdistEnvSet() or popdist.getInstanceIndex() == 0
 
 
 def _barrier() -> None:
     """Wait for the other instances, if there are any."""
-    import popdist
-
     if popdist.isPopdistEnvSet() and popdist.getNumInstances() > 1:
-        from mpi4py import MPI
+        from mpi4py import MPI  # type: ignore[import-not-found]
 
         MPI.COMM_WORLD.Barrier()
 

@@ -34,10 +34,10 @@ class Conv2D(Module):
         self,
         out_channels: int,
         kernel_size: tuple[int, ...] | int,
-        strides: tuple[int, ...] | None = (1, 1),
-        paddings: str | tuple[int, ...] | None = (0, 0, 0, 0),
-        dilations: tuple[int, ...] | None = (1, 1),
-        groups: int | None = 1,
+        strides: tuple[int, ...] = (1, 1),
+        paddings: str | tuple[int, ...] = (0, 0, 0, 0),
+        dilations: tuple[int, ...] = (1, 1),
+        groups: int = 1,
         bias: bool = True,
         available_memory_proportions: list[float] | None = None,
         partials_types: list[str] | None = None,
@@ -46,7 +46,7 @@ class Conv2D(Module):
     ) -> None:
         super().__init__()
         square = not isinstance(kernel_size, tuple)
-        self.kernel_size = (kernel_size, kernel_size) if square else kernel_size
+        self.kernel_size: Any = (kernel_size, kernel_size) if square else kernel_size
         self.out_channels = out_channels
         self.strides = strides
         self.dilations = dilations
@@ -58,8 +58,8 @@ class Conv2D(Module):
         self.enable_conv_dithering = enable_conv_dithering
         self.replica_grouping = replica_grouping
         by_name = isinstance(paddings, str)
-        self.pad_type = paddings if by_name else "not_set"
-        self.paddings = (0, 0, 0, 0) if by_name else paddings
+        self.pad_type: Any = paddings if by_name else "not_set"
+        self.paddings: Any = (0, 0, 0, 0) if by_name else paddings
 
     def build(self, x: popxl.Tensor) -> popxl.Tensor:
         """Apply the layer to `x` of shape (batch, channels, height, width)."""
@@ -83,7 +83,8 @@ class Conv2D(Module):
         )
         if self._has_bias:
             zeros = Full((1, self.out_channels, 1, 1), 0.0)
-            # Programs read the tensor here after build, so it takes the place of the flag.
+            # Programs read the tensor here after build, so it takes the
+            # place of the flag (quirk).
             self.bias = self.add_variable_input("bias", zeros, x.dtype, replica_grouping=group)
             y = y + self.bias
         return y

@@ -16,7 +16,7 @@ class AdamOptimizerStep(Module):
 
     def build(
         self,
-        var: popxl.TensorByRef,
+        var: popxl.TensorByRef,  # type: ignore[valid-type]
         grad: popxl.Tensor,
         replica_grouping: popxl.ReplicaGrouping | None = None,
         *,
@@ -32,6 +32,4 @@ class AdamOptimizerStep(Module):
         global_norm_max: float | popxl.Tensor | None = None,
     ) -> None:
         """Update `var`. Not implemented yet."""
-        raise NotImplementedError(
-            "popxl_addons.AdamOptimizerStep is not implemented yet"
-        )
+        raise NotImplementedError("popxl_addons.AdamOptimizerStep is not implemented yet")

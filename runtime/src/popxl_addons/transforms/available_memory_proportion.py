@@ -21,7 +21,7 @@ def _check(proportions: Iterable[float]) -> None:
 
 
 def set_available_memory_proportion_by_ipu(ir: popxl.Ir, proportions: Iterable[float]) -> None:
-    """Accepted for compatibility; results and memory here do not depend on it.
+    """Recorded only: results and memory here do not depend on it.
 
     Args:
         ir: the program.
@@ -36,5 +36,6 @@ def set_available_memory_proportion_by_ipu(ir: popxl.Ir, proportions: Iterable[f
 def set_graph_available_memory_proportion_by_ipu(
     graph: popxl.Graph, proportions: Iterable[float]
 ) -> None:
-    """`set_available_memory_proportion_by_ipu` for a graph and what it calls."""
+    """`set_available_memory_proportion_by_ipu` for a graph and what it calls.
+    Recorded only."""
     _check(proportions)

@@ -8,8 +8,8 @@ __all__ = ["disable_fc_pass", "enable_fc_pass"]
 
 
 def disable_fc_pass(ir: popxl.Ir) -> None:
-    """Accepted for compatibility; results do not depend on it."""
+    """Recorded only: results do not depend on it."""
 
 
 def enable_fc_pass(ir: popxl.Ir) -> None:
-    """Accepted for compatibility; results do not depend on it."""
+    """Recorded only: results do not depend on it."""
