@@ -53,10 +53,11 @@ def binary(kind: str, name: str, **operands: Tensor) -> Tensor:
 
 
 def checked_axis(axis: int, rank: int, what: str) -> int:
-    """``axis`` counted from the front; popart_exception if there is no such axis."""
-    if not -rank <= axis < rank:
-        raise popart_exception(f"{what} {axis} is out of range for a tensor of rank {rank}")
-    return axis % rank
+    """``axis``, which counts from the front; popart_exception if there is no such axis."""
+    if not 0 <= axis < rank:
+        shown = axis if axis >= 0 else axis - rank
+        raise popart_exception(f"{what} {shown} is out of range for a tensor of rank {rank}")
+    return axis
 
 
 def define_reduction(kind: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import binary, define_elementwise
-from popxl.ops.utils import cast_if_needed, check_in_graph
+from popxl.ops.utils import cast_if_needed, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import comparison
 
@@ -26,5 +26,6 @@ def logical_or(lhs: Tensor, rhs: Tensor) -> Tensor:
         popart_exception: the shapes do not broadcast.
     """
     check_in_graph(get_current_context().graph, lhs=lhs, rhs=rhs)
+    check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs)
     lhs, rhs = cast_if_needed(lhs, dtypes.bool), cast_if_needed(rhs, dtypes.bool)
     return binary("Or", "or_out", lhs=lhs, rhs=rhs)

@@ -33,11 +33,11 @@ def _scaled_add(
     factors = {key: f for key, f in (("a", a), ("b", b)) if isinstance(f, Tensor)}
     check_in_graph(get_current_context().graph, X=X, Y=Y, **factors)
     check_tensor_ipu_and_tile_set(X=X, Y=Y, **factors)
-    attrs = {key: 1.0 if key in factors else float(f) for key, f in (("a", a), ("b", b))}  # type: ignore[arg-type]
+    numbers = {key: float(f) for key, f in (("a", a), ("b", b)) if not isinstance(f, Tensor)}
     inputs = [X, Y, factors.get("a"), factors.get("b")]
     while inputs[-1] is None:
         inputs.pop()
-    return _create_op(kind, inputs, attrs, [name])[0]
+    return _create_op(kind, inputs, numbers, [name])[0]
 
 
 @op_debug_context

@@ -74,7 +74,7 @@ def _normalised(
     for start, stop, step, axis in zip(*bounds, strict=True):
         if step == 0:
             raise popart_exception("slice step 0")
-        axis = checked_axis(axis, len(shape), "slice axis")
+        axis = checked_axis(axis + len(shape) if axis < 0 else axis, len(shape), "slice axis")
         ranges[axis] = builtins.slice(start, stop, step).indices(shape[axis])
     columns = zip(*ranges, strict=True) if ranges else ((), (), ())
     return dict(zip(("starts", "stops", "steps"), columns, strict=True))

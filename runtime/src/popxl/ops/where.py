@@ -8,7 +8,7 @@ from typing import Any
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import binary, define_elementwise
-from popxl.ops.utils import cast_if_needed, check_in_graph
+from popxl.ops.utils import cast_if_needed, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import broadcast_shapes, elementwise
 from popxl_torch.ir.records import Spec
@@ -39,5 +39,6 @@ def where(condition: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
         popart_exception: dtypes differ or shapes do not broadcast.
     """
     check_in_graph(get_current_context().graph, condition=condition, lhs=lhs, rhs=rhs)
+    check_tensor_ipu_and_tile_set(condition=condition, lhs=lhs, rhs=rhs)
     condition = cast_if_needed(condition, dtypes.bool)
     return binary("Where", "where_out", condition=condition, lhs=lhs, rhs=rhs)
