@@ -129,7 +129,7 @@ def _search_folder(folder: Path) -> Path:
 
 def _is_plain_name(name: object) -> bool:
     """Whether a name from a file stays inside the folder that it is joined to."""
-    return isinstance(name, str) and Path(name).name == name and "\\" not in name
+    return isinstance(name, str) and Path(name).name == name != ".." and "\\" not in name
 
 
 def _read_file(path: Path) -> dict[str, StoredTensor]:

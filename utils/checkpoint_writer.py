@@ -23,6 +23,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
@@ -52,6 +53,7 @@ FORMATS = ("pt", "safetensors")
 _CHUNK = 1 << 16  # values drawn at once; fits the processor's cache
 _BUFFER = 1 << 20  # values handed to the file at once
 _ALIGNMENT = 64
+_ZIP_HEADER_BYTES = 30
 _ZIP64_EXTRA_BYTES = 20
 _BYTES_PER_ENTRY = 1024  # bound on what the directories of either format need per tensor
 
@@ -242,8 +244,8 @@ class _Tensor:
         from torch import _utils
 
         strides = tuple(math.prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
-        arguments = (self.storage, 0, self.shape, strides, False, OrderedDict())
-        return _utils._rebuild_tensor_v2, arguments
+        hooks: OrderedDict[str, Any] = OrderedDict()
+        return _utils._rebuild_tensor_v2, (self.storage, 0, self.shape, strides, False, hooks)
 
 
 class _Pickler(pickle.Pickler):
@@ -321,7 +323,7 @@ def _deepspeed_entries(state: OrderedDict[str, _Tensor]) -> dict[str, Any]:
 
 
 def _as_bytes(array: Array) -> memoryview:
-    return memoryview(array.view(np.uint8))
+    return array.view(np.uint8).data
 
 
 def _write_record(
@@ -334,7 +336,7 @@ def _write_record(
     """Adds one uncompressed record whose data starts at a multiple of 64 bytes, as torch does."""
     info = zipfile.ZipInfo(f"archive/{name}")
     info.file_size = size_bytes
-    start = file.tell() + zipfile.sizeFileHeader + len(info.filename) + 4
+    start = file.tell() + _ZIP_HEADER_BYTES + len(info.filename) + 4
     if size_bytes * 1.05 > zipfile.ZIP64_LIMIT:
         start += _ZIP64_EXTRA_BYTES
     padding = -start % _ALIGNMENT
@@ -384,20 +386,14 @@ def _item_bytes(entry: TensorEntry, dtype: str) -> int:
 # ---- program ------------------------------------------------------------------------------------
 
 
-class _progress_bar:
-    """Context whose value is called with the bytes done; shows a bar on a terminal."""
+@contextmanager
+def _progress_bar(total_bytes: int, enabled: bool) -> Iterator[_Advance]:
+    """Gives a function to call with the bytes done; shows a bar on a terminal."""
+    from tqdm import tqdm
 
-    def __init__(self, total_bytes: int, enabled: bool) -> None:
-        from tqdm import tqdm
-
-        disable = None if enabled else True  # None: only where the output is a terminal
-        self._bar = tqdm(total=total_bytes, unit="B", unit_scale=True, disable=disable)
-
-    def __enter__(self) -> _Advance:
-        return self._bar.update
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    disable = None if enabled else True  # None: only where the output is a terminal
+    with tqdm(total=total_bytes, unit="B", unit_scale=True, disable=disable) as bar:
+        yield bar.update
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.download import fetch_url
 from utils.errors import UserError
@@ -82,7 +82,7 @@ def _decode(source: str, file: IO[bytes]) -> Image.Image:
             f"{source}: the picture is too large: more than {2 * MAX_PIXELS:,} pixels; scale it "
             "down"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UserError(
             f"{source}: is no picture that can be read; expected JPEG, PNG, WebP, GIF, TIFF or BMP"
         ) from error

@@ -168,8 +168,10 @@ def test_tag_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path, state:
     for folder in (outside, inside):
         folder.mkdir()
     saved(outside, state, "mp_rank_00_model_states.pt")
-    (inside / "latest").write_text("../outside")
-    assert "holds no checkpoint" in refusal(inside)
+    saved(tmp_path, state, "mp_rank_00_model_states.pt")
+    for tag in ("../outside", "..", ".", "", str(outside), "\0", "absent"):
+        (inside / "latest").write_text(tag)
+        assert "holds no checkpoint" in refusal(inside)
 
 
 @pytest.mark.parametrize(
