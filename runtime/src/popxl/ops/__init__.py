@@ -21,6 +21,7 @@ from popxl.ops.cos import cos
 from popxl.ops.cumsum import cumsum
 from popxl.ops.detach import detach, detach_
 from popxl.ops.div import div
+from popxl.ops.dropout import dropout
 from popxl.ops.dynamic_slice import dynamic_slice
 from popxl.ops.dynamic_update import dynamic_update, dynamic_update_
 from popxl.ops.equal import equal
@@ -38,6 +39,7 @@ from popxl.ops.host_store import host_store
 from popxl.ops.identity import identity, rename
 from popxl.ops.increment_mod import increment_mod, increment_mod_
 from popxl.ops.init import init
+from popxl.ops.interpolate import interpolate
 from popxl.ops.io_tile_copy import io_tile_copy
 from popxl.ops.ipu_copy import ipu_copy
 from popxl.ops.isfinite import isfinite
@@ -60,16 +62,24 @@ from popxl.ops.median import median
 from popxl.ops.min import min
 from popxl.ops.mul import mul
 from popxl.ops.negate import negate
+from popxl.ops.negative_log_likelihood import nll_loss, nll_loss_with_softmax_grad
+from popxl.ops.onehot import onehot
 from popxl.ops.pool import average_pool, max_pool
 from popxl.ops.pow import pow
 from popxl.ops.print_tensor import print_tensor
 from popxl.ops.prod import prod
+from popxl.ops.random import random_normal, random_uniform
+from popxl.ops.random_seed import split_random_seed
 from popxl.ops.relu import relu, relu_
 from popxl.ops.remote_load import remote_load, remote_load_
 from popxl.ops.remote_store import remote_store
 from popxl.ops.repeat import repeat, repeat_with_info
 from popxl.ops.reshape import flatten, flatten_, reshape, reshape_
+from popxl.ops.roialign import roi_align
 from popxl.ops.scaled_add import scaled_add, scaled_add_
+from popxl.ops.scatter import scatter
+from popxl.ops.scatter_reduce import scatter_reduce
+from popxl.ops.shaped_dropout import shaped_dropout
 from popxl.ops.sign import sign
 from popxl.ops.sin import sin
 from popxl.ops.slice import slice, slice_
@@ -117,6 +127,7 @@ __all__ = [
     "detach",
     "detach_",
     "div",
+    "dropout",
     "dynamic_slice",
     "dynamic_update",
     "dynamic_update_",
@@ -141,6 +152,7 @@ __all__ = [
     "increment_mod",
     "increment_mod_",
     "init",
+    "interpolate",
     "io_tile_copy",
     "ipu_copy",
     "isfinite",
@@ -166,11 +178,16 @@ __all__ = [
     "min",
     "mul",
     "negate",
+    "nll_loss",
+    "nll_loss_with_softmax_grad",
+    "onehot",
     "pow",
     "pow2scale_cast_from_fp8",
     "pow2scale_cast_to_fp8",
     "print_tensor",
     "prod",
+    "random_normal",
+    "random_uniform",
     "relu",
     "relu_",
     "remote_load",
@@ -181,14 +198,19 @@ __all__ = [
     "repeat_with_info",
     "reshape",
     "reshape_",
+    "roi_align",
     "scaled_add",
     "scaled_add_",
+    "scatter",
+    "scatter_reduce",
+    "shaped_dropout",
     "sign",
     "sin",
     "slice",
     "slice_",
     "softmax",
     "split",
+    "split_random_seed",
     "sqrt",
     "squeeze",
     "sub",

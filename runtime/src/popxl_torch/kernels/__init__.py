@@ -7,10 +7,14 @@ from popxl_torch.kernels import (
     indexing,
     joined,
     linalg,
+    loss,
     nn,
     printing,
+    random,
     reduce,
+    resample,
     shape,
+    updates,
     views,
 )
 from popxl_torch.kernels.registry import KernelEntry, Site, kernel, kernel_entry, kernel_kinds
@@ -27,9 +31,13 @@ __all__ = [
     "kernel_entry",
     "kernel_kinds",
     "linalg",
+    "loss",
     "nn",
     "printing",
+    "random",
     "reduce",
+    "resample",
     "shape",
+    "updates",
     "views",
 ]

@@ -96,3 +96,53 @@ def dynamic_update(site: Site, lead: int) -> _Run:
         return run(t, index[0], update) if uniform(index) else each(t, index, update)
 
     return run_replicated if lead else run
+
+
+@kernel("Scatter")
+def scatter(site: Site, lead: int) -> _Run:
+    """A copy of the first input with the third written at the second."""
+    axis = site.attrs["axis"] + lead
+    return lambda t, indices, values: t.scatter(axis, indices.long(), values.to(t.dtype))
+
+
+_REDUCTIONS = {"sum": "sum", "min": "amin", "max": "amax"}
+
+
+@kernel("ScatterReduce", batched=False)
+def scatter_reduce(site: Site, lead: int) -> _Run:
+    """Elements of the first input reduced into the positions that the second names."""
+    axis, reduction = site.attrs["axis"], site.attrs["reduction"]
+    shape = site.outs[0].shape
+
+    def run(
+        data: torch.Tensor, indices: torch.Tensor, initial: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if indices.dim() < data.dim():
+            line = [1] * data.dim()
+            line[axis] = data.shape[axis]
+            line[0] = indices.shape[0]
+            indices = indices.reshape(line).expand(data.shape)
+        start = data.new_zeros(shape) if initial is None else initial
+        if reduction == "none":
+            return start.scatter(axis, indices.long(), data)
+        return start.scatter_reduce(
+            axis, indices.long(), data, _REDUCTIONS[reduction], include_self=initial is not None
+        )
+
+    return run
+
+
+@kernel("OneHot")
+def onehot(site: Site, lead: int) -> _Run:
+    """The second value of the third input at the class that the first names, else its first."""
+    axis, classes = site.attrs["axis"] + lead, site.attrs["num_classes"]
+    rank = len(site.outs[0].shape)
+
+    def run(t: torch.Tensor, _: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        line = [1] * (rank + lead)
+        line[axis] = classes
+        hit = t.unsqueeze(axis) == torch.arange(classes, device=t.device).reshape(line)
+        off, on = (values[..., i].reshape(-1, *[1] * rank) for i in (0, 1))
+        return torch.where(hit, on if lead else on[0], off if lead else off[0])
+
+    return run

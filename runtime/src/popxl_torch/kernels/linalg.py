@@ -47,7 +47,7 @@ def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         (m, n); float32 on CPUs if an input is half, else torch's own dtype.
     """
     if x.is_cuda:
-        return torch.mm(x, w)
+        return torch.mm(*_same_dtype(x, w))
     if w.dtype in _HALF and w.numel() > TILED_ABOVE:
         return _matmul_tiled(_widened(x), w)
     return torch.mm(_widened(x), _widened(w))
@@ -55,6 +55,14 @@ def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 def _widened(t: torch.Tensor) -> torch.Tensor:
     return t.float() if t.dtype in _HALF else t
+
+
+def _same_dtype(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For GPUs: the narrower of two float types, in which tensor cores multiply."""
+    if x.dtype == w.dtype:
+        return x, w
+    narrow = x.dtype if x.element_size() < w.element_size() else w.dtype
+    return x.to(narrow), w.to(narrow)
 
 
 def _matmul_tiled(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -78,7 +86,7 @@ def _matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
             return matmul_2d(x, w)
         return matmul_2d(x.reshape(-1, x.shape[-1]), w).view(*x.shape[:-1], w.shape[1])
     if x.is_cuda:
-        return torch.matmul(x, w)
+        return torch.matmul(*_same_dtype(x, w))
     return torch.matmul(_widened(x), _widened(w))
 
 
@@ -115,10 +123,13 @@ def matmul(site: Site, lead: int) -> Callable[[torch.Tensor, torch.Tensor], torc
         raise popart_exception(
             f"{site.where}: matmul of different data types: {lhs} and {rhs}. Cast one of them."
         )
+    whole = "int" in lhs.dtype or lhs.dtype == "bool"
     vector_lhs, vector_rhs = len(lhs.shape) == 1, len(rhs.shape) == 1
     product = _matmul_replicated if lead else _matmul
 
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if whole and x.is_cuda:  # GPUs multiply no integer matrices
+            x, w = x.double(), w.double()
         y = product(x.unsqueeze(-2) if vector_lhs else x, w.unsqueeze(-1) if vector_rhs else w)
         if vector_rhs:
             y = y.squeeze(-1)

@@ -39,9 +39,13 @@ def _by_rank(table: dict[int, _Run], rank: int, site: Site) -> _Run:
     return table[rank]
 
 
-def _widened(t: torch.Tensor) -> torch.Tensor:
-    """Half on CPUs as float32: their half convolutions are slow and round in between."""
-    return t if t.is_cuda or t.dtype not in (torch.float16, torch.bfloat16) else t.float()
+def _operands(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One dtype for both: the narrower on GPUs; never half on CPUs, where it is slow and rounds."""
+    if x.is_cuda:
+        narrow = x.dtype if x.element_size() < w.element_size() else w.dtype
+        return x.to(narrow), w.to(narrow)
+    wide = torch.promote_types(torch.promote_types(x.dtype, w.dtype), torch.float32)
+    return x.to(wide), w.to(wide)
 
 
 def _flat_pads(pads: list[tuple[int, int]]) -> list[int]:
@@ -64,12 +68,10 @@ def conv(site: Site, lead: int) -> _Run:
     outer = None if own else _flat_pads(pads)
 
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        x = _widened(x)
+        x, w = _operands(x, w)
         if outer is not None:
             x = functional.pad(x, outer)
-        return convolve(
-            x, _widened(w), None, attrs["strides"], padding, attrs["dilations"], attrs["groups"]
-        )
+        return convolve(x, w, None, attrs["strides"], padding, attrs["dilations"], attrs["groups"])
 
     return run
 
@@ -88,7 +90,8 @@ def conv_transpose(site: Site, lead: int) -> _Run:
     cut = [(-b, n + b - f) for b, n, f in zip(begins, sizes, full, strict=True)]
 
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        y = convolve(_widened(x), _widened(w), None, attrs["strides"], 0, 0, attrs["groups"], 1)
+        x, w = _operands(x, w)
+        y = convolve(x, w, None, attrs["strides"], 0, 0, attrs["groups"], 1)
         return functional.pad(y, _flat_pads(cut))
 
     return run

@@ -1,0 +1,24 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+from popxl.context import get_current_context, op_debug_context
+from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
+from popxl.tensor import Tensor
+from popxl_torch.ir.opdef import OpDef, define, same
+
+define(OpDef("Dropout", same))
+
+
+@op_debug_context
+def dropout(t: Tensor, seed_tensor: Tensor, p: float) -> Tensor:
+    """Zeros with probability ``p``; the other elements times ``1 / (1 - p)``. Never switched off.
+
+    Args:
+        t: any shape.
+        seed_tensor: (2,) uint32. The same seed and shape give the same mask.
+        p: probability.
+    """
+    check_in_graph(get_current_context().graph, t=t, seed_tensor=seed_tensor)
+    check_tensor_ipu_and_tile_set(t=t, seed_tensor=seed_tensor)
+    return _create_op("Dropout", [t, seed_tensor], {"ratio": float(p)}, ["dropout_out"])[0]
