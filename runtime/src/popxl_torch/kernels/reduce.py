@@ -58,11 +58,12 @@ def _over_axes(function: Reduce) -> Callable[[Site, int], Callable[..., Any]]:
 
         def run(x: torch.Tensor) -> Any:
             joined = x.permute(perm)
-            joined = joined.reshape(*joined.shape[: len(kept)], -1)
+            joined = joined.reshape((*joined.shape[: len(kept)], -1))
             found = function(joined)
+            wanted = (*x.shape[:lead], *shape)
             if isinstance(found, tuple):
-                return tuple(part.reshape(*x.shape[:lead], *shape) for part in found)
-            return found.reshape(*x.shape[:lead], *shape)
+                return tuple(part.reshape(wanted) for part in found)
+            return found.reshape(wanted)
 
         return run
 

@@ -16,7 +16,7 @@ from popxl_torch.kernels.storage import storage_dtype
 def _reshape(site: Site, lead: int) -> Callable[..., Any]:
     shape = tuple(site.attrs["shape"])
     if lead:
-        return lambda x: x.reshape(x.shape[0], *shape)
+        return lambda x: x.reshape((x.shape[0], *shape))
     return lambda x: x.reshape(shape)
 
 
@@ -63,6 +63,8 @@ def _concat(site: Site, lead: int) -> Callable[..., Any]:
 @kernel("Split")
 def _split(site: Site, lead: int) -> Callable[..., Any]:
     axis, sizes = site.attrs["axis"] + lead, list(site.attrs["sizes"])
+    if len(sizes) == 1:
+        return lambda x: x
     return lambda x: torch.split(x, sizes, axis)
 
 
