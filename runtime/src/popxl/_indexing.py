@@ -48,7 +48,7 @@ def _index_ranges(tensor: Tensor, key: tuple[int | slice, ...]) -> Tensor:
         tensor,
         start=[None if part.start is None else int(part.start) for part in parts],
         stop=[None if part.stop is None else int(part.stop) for part in parts],
-        step=signs,  # type: ignore[arg-type]
+        step=signs,
         axis=list(range(len(parts))),
     )
     strides = [abs(step) for step in steps]

@@ -19,7 +19,7 @@ def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
     if dtypes == {"float16", "float32"} and scalar_is_wide:
         shape = broadcast_shapes(*(spec.shape for spec in specs))
         return [Spec(shape, "float16", join_meta_shapes(*specs))]
-    return elementwise(specs, attrs)  # type: ignore[return-value]
+    return elementwise(specs, attrs)
 
 
 define_elementwise("Mul", _infer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from popxl.context import op_debug_context
@@ -11,6 +12,21 @@ from popxl_torch.ir.opdef import OpDef, define, same
 
 FloatFormat = Literal["auto", "fixed", "scientific", "none"]
 FLOAT_FORMAT_MAP = {"auto": "Auto", "fixed": "Fixed", "scientific": "Scientific", "none": "None"}
+
+
+@dataclass(frozen=True)
+class PrintTensorFmt:
+    """How values are written; see :func:`print_tensor`."""
+
+    summarise_threshold: int = 1000
+    edge_items: int = 3
+    max_line_width: int = 75
+    digits: int = 8
+    float_format: str = "Auto"
+    separator: str = " "
+    open_bracket: str = "["
+    close_bracket: str = "]"
+
 
 define(OpDef("PrintTensor", same, effect=True, moves_data=True))
 
@@ -56,15 +72,18 @@ def print_tensor(
     for name, mark in marks.items():
         if len(mark) != 1:
             raise ValueError(f"`{name}` of print_tensor must be one character, not {mark!r}.")
+    written = PrintTensorFmt(
+        summarise_threshold,
+        edge_items,
+        max_line_width,
+        digits,
+        FLOAT_FORMAT_MAP[float_format],
+        **marks,
+    )
     attrs = {
         "title": f"print_{t.name}" if title is None else title,
         "print_self": print_self,
         "print_gradient": print_gradient,
-        "summarise_threshold": summarise_threshold,
-        "edge_items": edge_items,
-        "max_line_width": max_line_width,
-        "digits": digits,
-        "float_format": FLOAT_FORMAT_MAP[float_format],
-        **marks,
+        **asdict(written),
     }
     return unary("PrintTensor", t, "print_out", attrs)

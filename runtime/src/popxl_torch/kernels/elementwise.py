@@ -96,7 +96,7 @@ def _is_float(dtype: str) -> bool:
 @kernel("Clip")
 def _clip(site: Site, lead: int) -> Callable[..., Any]:
     low, high = site.attrs["min"], site.attrs["max"]
-    if not _is_float(site.ins[0].dtype):
+    if not _is_float(site.outs[0].dtype):
         # An infinite bound of an integer is none; torch would turn the result into floats.
         low = None if math.isinf(low) else int(low)
         high = None if math.isinf(high) else int(high)
@@ -108,7 +108,7 @@ def _clip(site: Site, lead: int) -> Callable[..., Any]:
 @kernel("IncrementMod")
 def _increment_mod(site: Site, lead: int) -> Callable[..., Any]:
     increment, modulus = site.attrs["increment"], site.attrs["modulus"]
-    if not _is_float(site.ins[0].dtype):
+    if not _is_float(site.outs[0].dtype):
         increment, modulus = int(increment), int(modulus)
     return lambda x: torch.fmod(x + increment, modulus)
 
@@ -118,7 +118,7 @@ def _scaled_add(site: Site, lead: int) -> Callable[..., Any]:
     """Inputs X, Y and those of the factors a and b that are no attributes."""
     numbers = {name: site.attrs[name] for name in "ab" if name in site.attrs}
     tensors = [name for name in "ab" if name not in numbers]
-    is_float = _is_float(site.ins[0].dtype)
+    is_float = _is_float(site.outs[0].dtype)
 
     def run(x: torch.Tensor, y: torch.Tensor, *given: torch.Tensor | None) -> torch.Tensor:
         connected = [factor for factor in given if factor is not None]

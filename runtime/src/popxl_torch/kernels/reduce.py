@@ -51,7 +51,9 @@ def _over_axes(function: Reduce) -> Callable[[Site, int], Callable[..., Any]]:
     """A factory that brings the reduced axes together as the last one."""
 
     def factory(site: Site, lead: int) -> Callable[..., Any]:
-        rank = len(site.ins[0].shape) + lead
+        (spec,) = site.ins
+        assert spec is not None
+        rank = len(spec.shape) + lead
         axes = [axis + lead for axis in site.attrs["axes"]]
         kept = [axis for axis in range(rank) if axis not in axes]
         perm, shape = kept + axes, tuple(site.outs[0].shape)

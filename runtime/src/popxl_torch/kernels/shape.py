@@ -31,8 +31,10 @@ def _slice(site: Site, lead: int) -> Callable[..., Any]:
     ranges = list(zip(*(site.attrs[key] for key in ("starts", "stops", "steps")), strict=True))
     if any(abs(step) != 1 for _, _, step in ranges):
         raise popart_exception(f"slice steps must be 1 or -1, use subsample: {site.where}")
+    (spec,) = site.ins
+    assert spec is not None
     narrow, flip = [], []
-    for axis, ((start, stop, step), size) in enumerate(zip(ranges, site.ins[0].shape, strict=True)):
+    for axis, ((start, stop, step), size) in enumerate(zip(ranges, spec.shape, strict=True)):
         length = len(range(start, stop, step))
         first = start if step > 0 else start - length + 1
         if length != size:

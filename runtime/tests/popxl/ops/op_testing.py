@@ -84,4 +84,6 @@ def assert_half_close(
     finite = np.isfinite(rounded)
     step = np.spacing(np.abs(rounded[finite])).astype(np.float64)
     error = np.abs(found[finite].astype(np.float64) - rounded[finite].astype(np.float64))
-    assert np.all(error <= ulps * step + atol), f"{error.max()} at most {ulps} units in the last place"
+    assert np.all(error <= ulps * step + atol), (
+        f"{error.max()} at most {ulps} units in the last place"
+    )

@@ -314,7 +314,6 @@ ALIASES: dict[str, tuple[Callable, Callable]] = {
         lambda t: ops.slice_(t, [None, 3], [None, 0], [-1, -1]),
         lambda x: x[::-1, 3:0:-1],
     ),
-    "concat_": (lambda t: ops.concat_([t, t], 1), None),
     "alias of an alias": (
         lambda t: ops.slice_(ops.transpose_(t), 1, 3),
         lambda x: x.T[1:3],
@@ -322,7 +321,7 @@ ALIASES: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in ALIASES if name != "concat_"])
+@pytest.mark.parametrize("name", ALIASES)
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_writing_through_an_alias(name: str, replicas: int, rng: Generator):
     alias, view = ALIASES[name]
