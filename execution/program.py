@@ -39,7 +39,9 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
     with ir.main_graph, popxl.in_sequence():
         phases = build_phases(config)
         inputs, outputs = _create_streams(config, phases)
-        variables = {k: v for phase in phases for k, v in create_variables(phase).items()}
+        variables: dict[str | int, popxl.Tensor] = {}
+        for phase in phases:
+            variables.update(create_variables(phase))
         _call_phases(phases, inputs, outputs, config.batch)
     for phase in phases:
         addons.set_graph_available_memory_proportion_by_ipu(

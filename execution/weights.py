@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import popxl
 import popxl_addons as addons
-from popxl.tensor import Variable
 from popxl_addons.remote import NamedRemoteBuffers
 
 from utils.errors import UserError
@@ -22,12 +22,12 @@ def create_buffers(factories: addons.NamedVariableFactories, entries: int) -> Na
     return addons.named_variable_buffers(factories, entries=entries, shard_over_dict=False)
 
 
-def create_variables(phase: Phase) -> dict[str, Variable]:
+def create_variables(phase: Phase) -> dict[str, popxl.Tensor]:
     """The variables that fill a phase's buffers, by flat key below the state's root.
 
     They have a shape and a dtype only, until :func:`load_weights` gives them values.
     """
-    variables = {}
+    variables: dict[str, popxl.Tensor] = {}
     for entry, key in enumerate(phase.keys):
         named = phase.factories.init_remote(phase.buffers, entry, prefix=key, empty=True)
         variables |= {f"{key}.{name}": tensor for name, tensor in named.to_dict().items()}
