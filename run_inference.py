@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 
 RELEASE_PRESET = "magma_v1_500"
 DEMO_PRESET = "tiny"
-DEMO_IMAGE = Path(__file__).resolve().parent / "examples" / "still_life.png"
+DEMO_IMAGE = Path(__file__).resolve().parent / "examples" / "lake_cabin.jpg"
 DEFAULT_PROMPT = "A picture of"
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("run_inference")
 
 _DESCRIPTION = """\
 Answer a prompt about a picture with MAGMA.
@@ -337,6 +337,8 @@ def _run(argv: Sequence[str]) -> None:
     prompt_ids = encode_prompt(tokenizer, options.prompt)
     check_lengths(config, [prompt_ids] * config.batch, options.max_out_tokens)
     _log.info("process %d, config %s: %s", os.getpid(), options.config, config.as_dict())
+    if options.checkpoint is None and options.config == DEMO_PRESET:
+        _log.info("random weights (%s): the text means nothing", checkpoint.path)
     set_seeds(config.seed)
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
         trace = Path(folder) / "trace.json"
