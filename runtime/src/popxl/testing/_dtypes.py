@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from popxl import dtypes
 
+__all__ = ["get_all_dtypes", "get_all_int_dtypes"]
+
 
 def get_all_dtypes() -> list[dtypes.dtype]:
     """All dtypes except bool."""
