@@ -168,7 +168,7 @@ class TaskSession(popxl.Session):
             self._dataloader.save(str(path / "dataloader.bin"))
 
     def _save_wandb_artifact(self, name: str, data: NamedTensorData) -> None:
-        import wandb  # type: ignore[import-not-found]
+        import wandb
 
         with tempfile.TemporaryDirectory() as folder:
             self._write_checkpoint(Path(folder), data)
