@@ -5,6 +5,9 @@ import logging
 from popart import session
 from popart._options import SessionOptions
 from popxl_torch.ir.errors import (
+    popart_exception,
+    popart_internal_exception,
+    popart_runtime_error,
     poplar_application_runtime_error,
     poplar_exception,
     poplar_recoverable_runtime_error,
@@ -13,15 +16,15 @@ from popxl_torch.ir.errors import (
     poplar_unknown_runtime_error,
     poplar_unrecoverable_runtime_error,
     poplibs_exception,
-    popart_exception,
-    popart_internal_exception,
-    popart_runtime_error,
 )
 
 __all__ = [
     "DeviceInfo",
     "SessionOptions",
     "getLogger",
+    "popart_exception",
+    "popart_internal_exception",
+    "popart_runtime_error",
     "poplar_application_runtime_error",
     "poplar_exception",
     "poplar_recoverable_runtime_error",
@@ -30,9 +33,6 @@ __all__ = [
     "poplar_unknown_runtime_error",
     "poplar_unrecoverable_runtime_error",
     "poplibs_exception",
-    "popart_exception",
-    "popart_internal_exception",
-    "popart_runtime_error",
     "session",
     "versionString",
 ]
@@ -48,11 +48,11 @@ class DeviceInfo:
         """Nothing to release: devices are shared."""
 
 
-def versionString() -> str:  # noqa: N802 (the name is PopART's)
+def versionString() -> str:
     """Names the engine and the PopART version whose surface it provides."""
     return "popxl-torch 0.1.0 (PopART 3.4 surface)"
 
 
-def getLogger(name: str = "popart") -> logging.Logger:  # noqa: N802
+def getLogger(name: str = "popart") -> logging.Logger:
     """A logger of Python's logging module."""
     return logging.getLogger(name)

@@ -7,16 +7,16 @@ import os
 __all__ = ["getInstanceIndex", "getNumInstances", "isPopdistEnvSet"]
 
 
-def isPopdistEnvSet() -> bool:  # noqa: N802 (the names are popdist's)
+def isPopdistEnvSet() -> bool:
     """Whether a popdist launcher started this process. It sets the POPDIST_* variables."""
     return "POPDIST_NUM_TOTAL_REPLICAS" in os.environ
 
 
-def getInstanceIndex() -> int:  # noqa: N802
+def getInstanceIndex() -> int:
     """Index of this process among the instances."""
     return int(os.environ.get("POPDIST_INSTANCE_INDEX", "0"))
 
 
-def getNumInstances() -> int:  # noqa: N802
+def getNumInstances() -> int:
     """Number of processes in the launch."""
     return int(os.environ.get("POPDIST_NUM_INSTANCES", "1"))

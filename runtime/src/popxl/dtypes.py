@@ -50,7 +50,7 @@ _FACTS: dict[str, _Facts] = {
 }
 
 
-class dtype:  # noqa: N801 (the name is PopXL's)
+class dtype:
     """A data type. Instances are singletons; look them up instead of constructing them."""
 
     _instances: ClassVar[dict[str, dtype]] = {}

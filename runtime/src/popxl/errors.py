@@ -3,7 +3,7 @@
 from typing import NoReturn
 
 
-class UndefinedValue(Exception):  # noqa: N818 (the name is PopXL's)
+class UndefinedValue(Exception):
     """A tensor's IPU or tile set is not known."""
 
 

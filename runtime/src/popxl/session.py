@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-
 import popart
 from popxl import dtypes
 from popxl.ir import Ir
@@ -18,8 +17,8 @@ from popxl_torch.ir.errors import popart_runtime_error
 if TYPE_CHECKING:
     from popxl_torch.executor.engine import Engine
 
-d2hStreamBufferMaps = Mapping[DeviceToHostStream, np.ndarray]  # noqa: N816 (PopXL's names)
-h2dStreamBufferMaps = Mapping[HostToDeviceStream, HostScalarTensor]  # noqa: N816
+d2hStreamBufferMaps = Mapping[DeviceToHostStream, np.ndarray]
+h2dStreamBufferMaps = Mapping[HostToDeviceStream, HostScalarTensor]
 StreamBufferMaps = d2hStreamBufferMaps | h2dStreamBufferMaps
 
 _DEVICES = ("cpu", "ipu_model", "ipu_hw")
@@ -78,7 +77,9 @@ class Session:
             raise ValueError(
                 f"Incorrect device type provided: {device_desc!r}; use one of {_DEVICES}."
             )
-        ipus = 1 + max((op.ipu for g in self._ir._program.graphs.values() for op in g.ops), default=0)
+        ipus = 1 + max(
+            (op.ipu for g in self._ir._program.graphs.values() for op in g.ops), default=0
+        )
         needed = ipus * self._ir.instance_replication_factor
         if device_desc == "cpu" and needed > 1:
             raise ValueError(
@@ -356,17 +357,17 @@ class _SessionHandle:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def setEngineIsLoaded(self, value: bool) -> None:  # noqa: N802
+    def setEngineIsLoaded(self, value: bool) -> None:
         """Nothing is loaded to a device that would have to be loaded again."""
 
-    def weightsFromHost(self) -> None:  # noqa: N802
+    def weightsFromHost(self) -> None:
         """Send the weights."""
         self._session.weights_from_host()
 
-    def areHostWeightsInSync(self) -> bool:  # noqa: N802
+    def areHostWeightsInSync(self) -> bool:
         """Whether no run happened since the last transfer."""
         return not self._session._stale
 
-    def markHostWeightsOutOfSync(self) -> None:  # noqa: N802
+    def markHostWeightsOutOfSync(self) -> None:
         """Make the next read fetch."""
         self._session._mark_stale(True)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
-
 from popxl import dtypes
 from popxl.context import get_current_context
 from popxl.errors import UndefinedValue
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
     from popxl.ir import Ir
     from popxl.remote_buffer import RemoteBuffer
 
-ScalarType = Union[int, builtins.float, builtins.bool]  # noqa: UP007 (programs import the names)
-HostTensor = Union[np.ndarray, Iterable[Any]]  # noqa: UP007
+ScalarType = Union[int, builtins.float, builtins.bool]
+HostTensor = Union[np.ndarray, Iterable[Any]]
 host_tensor_types = (np.ndarray, np.generic, Iterable)
-HostScalarTensor = Union[HostTensor, ScalarType]  # noqa: UP007
+HostScalarTensor = Union[HostTensor, ScalarType]
 TILE_SET_MAP = {"compute": "Compute", "io": "IO"}
 
 
@@ -59,9 +58,7 @@ class TensorSpec(Mapping):
         return hash(self.to_tuple())
 
     def __repr__(self) -> str:
-        return (
-            f"TensorSpec(shape={self.shape}, dtype={self.dtype}, meta_shape={self.meta_shape})"
-        )
+        return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, meta_shape={self.meta_shape})"
 
 
 def _ops() -> Any:
@@ -287,12 +284,12 @@ class Tensor:
         return index(self, key)
 
     @property
-    def T(self) -> Tensor:  # noqa: N802 (the name is PopXL's)
+    def T(self) -> Tensor:
         """All axes reversed, as a new tensor."""
         return _ops().transpose(self)
 
     @property
-    def T_(self) -> Tensor:  # noqa: N802
+    def T_(self) -> Tensor:
         """All axes reversed, as an alias."""
         return _ops().transpose_(self)
 
@@ -339,7 +336,7 @@ class Tensor:
         return _ops().ipu_copy(self, destination, source)
 
 
-TensorLike = Union[Tensor, HostScalarTensor]  # noqa: UP007
+TensorLike = Union[Tensor, HostScalarTensor]
 TensorByRef = NewAliasAnnotation("TensorByRef", Tensor)
 
 
@@ -348,15 +345,15 @@ class _LocationInfo:
         self._buffer = getattr(data, "buffer", None)
         self._data = data
 
-    def isRemote(self) -> builtins.bool:  # noqa: N802
+    def isRemote(self) -> builtins.bool:
         """Whether the tensor lives in a remote buffer."""
         return self._buffer is not None
 
-    def isSharded(self) -> builtins.bool:  # noqa: N802
+    def isSharded(self) -> builtins.bool:
         """Whether replicas hold shards."""
         return getattr(self._data, "shard_over", 1) > 1
 
-    def getRemoteBufferInfo(self) -> tuple[int, int]:  # noqa: N802
+    def getRemoteBufferInfo(self) -> tuple[int, int]:
         """(buffer id, entry)."""
         return self._buffer.id, self._data.entry
 

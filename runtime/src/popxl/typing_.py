@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def NewAliasAnnotation(name: str, tp: T) -> T:  # noqa: N802 (the name is PopXL's)
+def NewAliasAnnotation(name: str, tp: T) -> T:
     """A unique function object called ``name``, used as an annotation only."""
 
     def marker(*args: Any, **kwargs: Any) -> Any:

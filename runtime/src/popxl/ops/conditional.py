@@ -123,7 +123,9 @@ def conditional_with_info(
     current = get_current_context().graph
     if cond._value.graph is not current._record:
         raise popart_exception(f"The condition {cond} is not in graph {current.id!r}.")
-    then = _bind_inputs(then_branch, then_inputs or (), then_inputs_dict, check_inputs, "then_branch")
+    then = _bind_inputs(
+        then_branch, then_inputs or (), then_inputs_dict, check_inputs, "then_branch"
+    )
     other = _bind_inputs(
         else_branch, else_inputs or (), else_inputs_dict, check_inputs, "else_branch"
     )

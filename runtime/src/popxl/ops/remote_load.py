@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops.utils import _create_op, check_in_graph

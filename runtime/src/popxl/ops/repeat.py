@@ -83,7 +83,9 @@ def _wrap(graph: Graph, parents: list[Tensor]) -> Graph:
         graph_input((), dtypes.int32, "iteration")
         condition = graph_input((), dtypes.bool, "condition")
         passed = [
-            graph_input(inner.shape, inner.dtype, parent.name, inner._value.by_ref, inner.meta_shape)
+            graph_input(
+                inner.shape, inner.dtype, parent.name, inner._value.by_ref, inner.meta_shape
+            )
             for inner, parent in zip(graph.inputs, parents, strict=True)
         ]
         site = call_with_info(graph, *passed)

@@ -81,9 +81,7 @@ class TorchBackend:
 
     def stored(self, tensor: torch.Tensor, spec: Spec) -> torch.Tensor:
         """A contiguous copy in storage dtype."""
-        result = torch.empty(
-            tensor.shape, dtype=storage_dtype(spec.dtype), device=self.device
-        )
+        result = torch.empty(tensor.shape, dtype=storage_dtype(spec.dtype), device=self.device)
         return result.copy_(tensor)
 
     def expand(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -102,9 +100,7 @@ class TorchBackend:
         """Whether there is one more axis than in the spec."""
         return tensor.dim() > len(spec.shape)
 
-    def select(
-        self, condition: torch.Tensor, yes: torch.Tensor, no: torch.Tensor
-    ) -> torch.Tensor:
+    def select(self, condition: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
         """Replica by replica."""
         shape = (self.replicas,) + (1,) * (yes.dim() - 1)
         return torch.where(condition.reshape(shape), yes, no)
@@ -148,9 +144,7 @@ class TorchBackend:
             return self._per_replica(one, step)
         return self._wrap(entry, site, step, lead)
 
-    def _wrap(
-        self, entry: KernelEntry, site: Site, step: Step, lead: int
-    ) -> Callable[..., Any]:
+    def _wrap(self, entry: KernelEntry, site: Site, step: Step, lead: int) -> Callable[..., Any]:
         moves = _moves_data(step.kind)
         function = entry.factory(site, lead)
         widen = not moves and not entry.raw
@@ -244,9 +238,7 @@ def _adapted(
         if a is None:
             return lambda x, y: function(x, b(y))
         return lambda x, y: function(a(x), b(y))
-    return lambda *ts: function(
-        *(t if f is None else f(t) for f, t in zip(adapt, ts, strict=True))
-    )
+    return lambda *ts: function(*(t if f is None else f(t) for f, t in zip(adapt, ts, strict=True)))
 
 
 def _same_dtype(function: Callable[..., Any], halves: list[bool]) -> Callable[..., Any]:

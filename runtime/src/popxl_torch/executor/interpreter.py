@@ -128,9 +128,7 @@ class Interpreter:
                 attrs = {**attrs, "connected": tuple(v is not None for v in op.inputs)}
             ins = tuple(Operand(0, v.spec) for v in op.inputs if v is not None)
             outs = tuple(Operand(0, v.spec) for v in op.outputs)
-            self._bound[op] = self.backend.bind(
-                Step(kind, ins, outs, attrs, where=op.where())
-            )
+            self._bound[op] = self.backend.bind(Step(kind, ins, outs, attrs, where=op.where()))
         function = self._bound[op]
         results: list[Replicas] = [[None] * self.replicas for _ in op.outputs]
         for r in self.active:
@@ -243,7 +241,8 @@ class Interpreter:
 
     def _remote_load(self, op: Op, frame: _Frame) -> None:
         target, offset = op.inputs
-        assert target is not None and offset is not None
+        assert target is not None
+        assert offset is not None
         offsets = self._get(offset, frame)
         remote, buffer = self.memory.remote, op.attrs["buffer"]
         loaded: Replicas = [None] * self.replicas
@@ -258,7 +257,8 @@ class Interpreter:
 
     def _remote_store(self, op: Op, frame: _Frame) -> None:
         value, offset = op.inputs
-        assert value is not None and offset is not None
+        assert value is not None
+        assert offset is not None
         tensors, offsets = self._get(value, frame), self._get(offset, frame)
         for r in self.active:
             entry = self.backend.integer(offsets[r])

@@ -9,7 +9,7 @@ from popxl_torch.passes.ssa import Block, Functional, Node, Val, has_effect
 from popxl_torch.plan.steps import Body, Operand, Plan, Step
 
 
-class NotVectorisable(Exception):  # noqa: N818
+class NotVectorisable(Exception):
     """The program needs replicas to take different paths with effects: run them one by one."""
 
 
@@ -142,5 +142,3 @@ def _free(body: Body, keep: set[int]) -> None:
         touched = (_reads(step) & own) | {operand.slot for operand in step.outs}
         step.frees = tuple(sorted(touched - live))
         live |= touched
-
-

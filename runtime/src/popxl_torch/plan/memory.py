@@ -40,9 +40,7 @@ def _operand_bytes(operand: Operand, replicas: int) -> int:
     return spec_bytes(operand.spec) * (replicas if operand.varying else 1)
 
 
-def _peak(
-    body: Body, replicas: int, is_view: Callable[[Step], bool], base: int
-) -> tuple[int, int]:
+def _peak(body: Body, replicas: int, is_view: Callable[[Step], bool], base: int) -> tuple[int, int]:
     """(peak, bytes left at the end) of a body that starts with ``base`` bytes live."""
     sizes: dict[int, int] = {}
     now = peak = base

@@ -55,5 +55,3 @@ def all_reduce_identical_grad_inputs(
 ) -> list[Tensor]:
     """All-reduce forward, identity for the gradients."""
     return _all_reduce(ts, ipus, op, "reduce", "identity")
-
-

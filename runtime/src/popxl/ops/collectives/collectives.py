@@ -38,9 +38,7 @@ class CommGroupType(Enum):
 class CommGroup:
     """A group type and size, as older programs named groups. Functions take ReplicaGrouping."""
 
-    def __init__(
-        self, type: CommGroupType = CommGroupType.All, replicaGroupSize: int = 0  # noqa: A002,N803
-    ) -> None:
+    def __init__(self, type: CommGroupType = CommGroupType.All, replicaGroupSize: int = 0) -> None:
         self.type = type
         self.replicaGroupSize = replicaGroupSize
 
