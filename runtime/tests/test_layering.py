@@ -24,7 +24,14 @@ FORBIDDEN = {
             for part in ("executor", "backends", "kernels", "passes", "plan", "compile")
         ),
     ),
-    "popxl_addons": ("torch", "popxl_torch"),
+    # popxl_torch.ir: an op of addons declares its kind as popxl's ops do.
+    "popxl_addons": (
+        "torch",
+        *(
+            f"popxl_torch.{part}"
+            for part in ("executor", "backends", "kernels", "passes", "plan", "compile")
+        ),
+    ),
     "popart": ("torch", "popxl_addons"),
     "popdist": ("torch", "popxl_addons"),
     "popxl_torch": ("torch", *FRONT_END),

@@ -156,7 +156,8 @@ def load_remote_graph(
 
     load_remote.__qualname__ = "load_remote"
     graph = popxl.gcg().ir.create_graph(load_remote, popxl.TensorSpec((), popxl.int32))
-    return GraphWithNamedArgs(graph), list(tuple(buffers.unpack())[0])
+    names, _ = buffers.unpack()
+    return GraphWithNamedArgs(graph), list(names)
 
 
 def load_remote(

@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import popxl
+from popart import popart_exception
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
-from popxl_torch.ir.errors import popart_exception
 from popxl_torch.ir.opdef import OpDef, define
-from popxl_torch.ir.records import Spec
 
 __all__ = ["rotary_pos_embed", "trig_table_constants", "trig_tables"]
 
 
-def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
+def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Any]:
     x, sin, cos = specs
     rotary_dim = attrs["rotary_dim"]
     if len(x.shape) != 4:
@@ -38,7 +37,7 @@ def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
     return [x]
 
 
-def _flops(ins: Sequence[Any], outs: Sequence[Spec], attrs: Mapping[str, Any]) -> int:
+def _flops(ins: Sequence[Any], outs: Sequence[Any], attrs: Mapping[str, Any]) -> int:
     # Two products and a sum for each rotated element.
     return 3 * (outs[0].nelms // outs[0].shape[-1]) * attrs["rotary_dim"]
 
