@@ -208,7 +208,8 @@ def _prepare(
 def _random_checkpoint(config: MagmaConfig) -> Path:
     """A random checkpoint of these sizes, made once and kept in the cache folder."""
     shapes = {name: entry.shape for name, entry in expected_tensors(config).items()}
-    content = json.dumps([config.seed, shapes], sort_keys=True).encode()
+    dtype = str(config.visual.precision)
+    content = json.dumps([dtype, shapes], sort_keys=True).encode()
     folder = checkpoint_folder()
     path = folder / f"random-{hashlib.sha256(content).hexdigest()[:12]}.pt"
     if not path.is_file():
@@ -219,7 +220,8 @@ def _random_checkpoint(config: MagmaConfig) -> Path:
                 f"{folder}: cannot make the folder for the random checkpoint ({error.strerror}); "
                 "set DATASETS_DIR to a folder that can be written"
             ) from error
-        write_random_checkpoint(path, config, seed=config.seed, dtype=str(config.visual.precision))
+        # Not config.seed: that is for the draws, and must not change the model.
+        write_random_checkpoint(path, config, seed=0, dtype=dtype)
     _log.debug("random weights: %s", path)
     return path
 

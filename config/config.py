@@ -191,7 +191,7 @@ class MagmaConfig:
     """MAGMA: image encoder, projection, language model."""
 
     seed: int = 42
-    """seed of sampling and of random weights"""
+    """seed of random choices; the same seed gives the same text"""
     visual: ResNetConfig = field(default_factory=ResNetConfig)
     transformer: GPTJConfig = field(default_factory=_default_transformer)
 

@@ -25,13 +25,13 @@ class Sampling:
     Attributes:
         temperature: 0 takes the most probable token; 1 draws by the model's probabilities; below 1
             sharper, above 1 flatter.
-        top_k: draw among the k most probable tokens; 0 for all.
+        top_k: draw among the k most probable tokens, a whole number; 0 for all.
         top_p: draw among the smallest set of tokens whose probability reaches p; 1 for all.
         seed: the same seed gives the same draws.
     """
 
     temperature: float = 0.7
-    top_k: int = 0
+    top_k: float = 0
     top_p: float = 0.9
     seed: int = 42
 

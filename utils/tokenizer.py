@@ -140,9 +140,10 @@ def _build(vocab: Any, merges: list[Any], path: Path) -> GPT2Tokenizer:
     if missing:
         raise UserError(f"{path}: not a byte-level vocabulary, {missing} of 256 bytes are missing")
     try:
+        pairs: list[Any] = [tuple(pair) for pair in merges]
         return GPT2Tokenizer(
             vocab=vocab,
-            merges=[tuple(pair) for pair in merges],
+            merges=pairs,
             cls_token=IMAGE_TOKEN,
             pad_token=END_OF_TEXT,
             padding_side="right",
