@@ -14,6 +14,7 @@ ENGINE = {
     "Call",
     "Loop",
     "If",
+    "Init",
     "HostLoad",
     "HostStore",
     "RemoteLoad",

@@ -1,4 +1,4 @@
-"""Stand-ins for the few names of PopART that PopXL programs touch: exceptions, versions, options."""
+"""Stand-ins for the few names of PopART that programs touch: exceptions, version, options."""
 
 import logging
 

@@ -63,7 +63,10 @@ def _bind_inputs(
         bound.append(None if index not in given else _parent(value, graph_input, current))
     if check_inputs and any(t is None for t in bound):
         rows = [("Graph input", "Parent tensor")]
-        rows += [(str(g), str(p or "MISSING")) for g, p in zip(graph_inputs, bound, strict=True)]
+        rows += [
+            (str(g), "MISSING" if p is None else str(p))
+            for g, p in zip(graph_inputs, bound, strict=True)
+        ]
         raise ValueError(
             f"Not enough inputs have been provided for graph {graph.id}:\n{table_to_string(rows)}"
         )

@@ -12,22 +12,12 @@ import torch
 from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
 from popxl_torch.kernels import KernelEntry, Site, kernel_entry
+from popxl_torch.kernels.storage import storage_dtype
 from popxl_torch.plan.steps import Operand, Step
 from popxl_torch.settings import Settings
 
-_STORAGE: dict[str, torch.dtype] = {
-    "uint16": torch.int32,
-    "uint32": torch.int64,
-    "uint64": torch.int64,
-    "float8_143": torch.uint8,
-    "float8_152": torch.uint8,
-}
+_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 _WRAP = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
-
-
-def storage_dtype(name: str) -> torch.dtype:
-    """The torch dtype that holds a PopXL dtype."""
-    return _STORAGE.get(name) or getattr(torch, name)
 
 
 def _numpy_dtype(name: str) -> np.dtype:
@@ -57,9 +47,8 @@ class TorchBackend:
         """A view of the array where dtype, strides and device allow it, else a copy."""
         if spec.dtype.startswith("float8"):
             array = np.ascontiguousarray(array).view(np.uint8)
-        elif spec.dtype in _STORAGE:
-            wide = np.int32 if spec.dtype == "uint16" else np.int64
-            array = array.astype(wide)
+        elif spec.dtype in _WIDER:
+            array = array.astype(_WIDER[spec.dtype])
         elif any(stride < 0 for stride in array.strides):
             array = array.copy()
         with warnings.catch_warnings():
@@ -125,6 +114,9 @@ class TorchBackend:
 
     def bind(self, step: Step) -> Callable[..., Any]:
         """The step's kernel with everything around it resolved once."""
+        if step.kind == "Init":  # the only kernel without a tensor to tell the device
+            (out,) = step.outs
+            return lambda: self.zeros(out.spec)
         entry = kernel_entry(step.kind)
         lead = int(any(operand.varying for operand in (*step.ins, *step.outs)))
         site = Site(

@@ -23,7 +23,6 @@ from popxl_torch.plan.steps import Operand, Step
 Replicas = list[Any]
 _Frame = dict[Value, Replicas]
 _CONTEXTS = {"from_host": "WeightsFromHostFragment", "to_host": "WeightsToHostFragment"}
-_SHAPE_ONLY = frozenset({"Reshape", "Transpose", "Slice", "Identity", "Detach"})
 
 
 class Interpreter:
@@ -120,8 +119,6 @@ class Interpreter:
             frame[value] = tensors
 
     def _kernel(self, kind: str, op: Op, inputs: list[Replicas], copy: bool) -> list[Replicas]:
-        if not copy and kind == "Concat":
-            raise NotImplementedError("concat_ in the one-by-one executor")
         if op not in self._bound:
             attrs = op.attrs
             if any(v is None for v in op.inputs):
@@ -135,7 +132,7 @@ class Interpreter:
             made = function(*(tensors[r] for tensors in inputs))
             made = (made,) if len(op.outputs) == 1 else made
             for index, tensor in enumerate(made):
-                results[index][r] = tensor.clone() if copy else tensor
+                results[index][r] = tensor.clone() if copy else _alias(tensor, inputs, r, op)
         return results
 
     def _collective(self, kind: str, op: Op, inputs: Replicas) -> Replicas:
@@ -266,6 +263,17 @@ class Interpreter:
                 self.memory.remote.store(op.attrs["buffer"], entry, tensors[r])
             else:
                 self.memory.remote.store_replica(op.attrs["buffer"], entry, tensors[r], r)
+
+
+def _alias(tensor: Any, inputs: list[Replicas], replica: int, op: Op) -> Any:
+    """A view that shares its input's memory; torch has none for reversed slices and concat_."""
+    if len(inputs) > 1 or (tensor.data_ptr() and not _shares(tensor, inputs[0][replica])):
+        raise NotImplementedError(f"An alias without a view, replicas one by one: {op.where()}")
+    return tensor
+
+
+def _shares(a: Any, b: Any) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _gather(tensors: list[Any], attrs: dict[str, Any], spec: Any) -> Any:

@@ -9,7 +9,6 @@ import torch
 
 from popxl_torch.ir.errors import popart_exception
 from popxl_torch.kernels.registry import Site, kernel
-from popxl_torch.kernels.storage import storage_dtype
 
 
 @kernel("Reshape")
@@ -68,13 +67,6 @@ def _split(site: Site, lead: int) -> Callable[..., Any]:
     if len(sizes) == 1:
         return lambda x: x
     return lambda x: torch.split(x, sizes, axis)
-
-
-@kernel("Init")
-def _init(site: Site, lead: int) -> Callable[..., Any]:
-    shape = (site.replicas,) * lead + tuple(site.attrs["shape"])
-    dtype = storage_dtype(site.attrs["dtype"])
-    return lambda: torch.zeros(shape, dtype=dtype)
 
 
 @kernel("Identity", "Detach", "IpuCopy", "IoTileCopy")
