@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from popart import popart_exception
@@ -21,6 +21,7 @@ class Graph:
     _record: records.Graph
     _by_ref_inputs: set[Tensor]
     _hooks: dict[int, Callable[[Any], Any]]
+    _handles: Iterator[int]
 
     def __init__(self) -> None:
         raise TypeError("Cannot create Graph instances; use ir.create_graph.")

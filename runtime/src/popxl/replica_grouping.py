@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,7 +80,7 @@ class ReplicaGrouping:
         return members
 
     def _spacings(self) -> set[int]:
-        return {b - a for group in self._members() for a, b in zip(group, group[1:], strict=False)}
+        return {b - a for group in self._members() for a, b in itertools.pairwise(group)}
 
     def _check_tiling(self, error: type[Exception]) -> None:
         """Regular groupings made by ``Ir`` always tile; kept for groupings of another Ir."""
@@ -128,7 +129,7 @@ class ReplicaGrouping:
         sizes = []
         for group in self._members():
             piece = 1
-            for a, b in zip(group, group[1:], strict=False):
+            for a, b in itertools.pairwise(group):
                 if b - a > smallest:
                     sizes.append(piece)
                     piece = 0
@@ -188,6 +189,6 @@ class ReplicaGrouping:
 
     def _to_variable_settings(
         self,
-        retrieval_mode: Literal["one_per_group", "all_replicas"] = None,  # type: ignore[assignment]
+        retrieval_mode: Literal["one_per_group", "all_replicas"] | None = None,
     ) -> tuple[ReplicaGrouping, str]:
         return self.const_rg, retrieval_mode or "one_per_group"

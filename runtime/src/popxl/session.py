@@ -237,10 +237,10 @@ class Session:
 
     def expected_inputs(self) -> set[HostToDeviceStream]:  # (quirk) a set
         """Input streams that some op loads from."""
-        return set(self._inputs.values())  # type: ignore[arg-type]
+        return set(self._inputs.values())
 
     def _expected_outputs(self) -> set[DeviceToHostStream]:
-        return set(self._outputs.values())  # type: ignore[arg-type]
+        return set(self._outputs.values())
 
     def create_host_outputs(self) -> dict[DeviceToHostStream, np.ndarray]:
         """Uninitialised arrays for :meth:`run_with_outputs`."""
@@ -315,13 +315,13 @@ class Session:
             return array.reshape(expected)  # one element per transfer and replica, however shaped
         if len(array.shape) != len(expected) or array.shape[leading:] != expected[leading:]:
             raise ValueError(
-                f"Shape mismatch: {what} array for stream {stream} has shape {array.shape}, expected"
-                f" {expected} ({transfers} transfers, {replicas} replicas)."
+                f"Shape mismatch: {what} array for stream {stream} has shape {array.shape},"
+                f" expected {expected} ({transfers} transfers, {replicas} replicas)."
             )
         if transfers > 1 and array.shape[0] < transfers:
             raise ValueError(
-                f"{what} array for stream {stream}: dimension 0 of {array.shape} is not large enough"
-                f" for {transfers} transfers."
+                f"{what} array for stream {stream}: dimension 0 of {array.shape} is not large"
+                f" enough for {transfers} transfers."
             )
         if replicas > 1 and array.shape[leading - 1] != replicas:
             raise ValueError(

@@ -355,6 +355,7 @@ class _LocationInfo:
 
     def getRemoteBufferInfo(self) -> tuple[int, int]:
         """(buffer id, entry)."""
+        assert self._buffer is not None
         return self._buffer.id, self._data.entry
 
 

@@ -1,1 +1,1 @@
-"""The engine below PopXL: IR, passes, plans, executors, backends, kernels. Imports nothing itself."""
+"""The engine below PopXL: IR, passes, plans, executors, backends, kernels."""

@@ -167,7 +167,7 @@ class Interpreter:
 
     def _bind_call(self, op: Op, values: list[Value | None], frame: _Frame) -> list[Any]:
         """Inputs by value, except the modified ones, which share the caller's memory."""
-        bound = []
+        bound: list[Any] = []
         for index, value in enumerate(values):
             if value is None:
                 bound.append(None)
@@ -189,7 +189,7 @@ class Interpreter:
         parents = [self._get(v, frame) for v in user if v is not None]
         carried = [self._copies(t) for t in parents[: len(op.outputs)]]
         for _ in range(op.attrs["count"]):
-            inputs: list[Replicas | None] = [None, None]
+            inputs: list[Any] = [None, None]
             for index, parent in enumerate(parents):
                 start = carried[index] if index < len(carried) else parent
                 if index not in op.attrs["modified"]:

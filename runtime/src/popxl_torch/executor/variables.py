@@ -1,8 +1,8 @@
 """Between a variable's host array and the tensors on the device.
 
 A host array has one slice per replica group, (groups, \\*shape), or just \\*shape for one group; a
-device tensor has one per replica if replicas differ. Replica-sharded variables are whole on the host
-and cut into flat, zero-padded pieces on the device.
+device tensor has one per replica if replicas differ. Replica-sharded variables are whole on the
+host and cut into flat, zero-padded pieces on the device.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The intermediate representation: records, op definitions, verification. No torch, no numpy arrays computed."""
+"""The intermediate representation: records, op definitions, verification. No torch."""

@@ -2,7 +2,7 @@
 
 
 class popart_exception(Exception):
-    """A failure found below PopXL's Python layer: shapes, dtypes, attributes, in-place conflicts."""
+    """A failure found below PopXL's Python layer: shapes, dtypes, attributes, conflicts."""
 
 
 class popart_internal_exception(popart_exception):

@@ -63,7 +63,7 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Op:
-    """One operation. ``scopes`` are the name scopes and ``location`` the user's line at creation."""
+    """One operation. ``scopes`` are its name scopes, ``location`` the user's line."""
 
     opid: int
     kind: str

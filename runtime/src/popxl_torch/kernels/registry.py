@@ -1,7 +1,7 @@
 """The table of kernels, and what a kernel is.
 
-A *factory* is called once per op when a plan is bound: ``factory(site, lead)`` returns a function of
-torch tensors, which the plan calls on every run. ``site`` holds the attributes and per-replica
+A *factory* is called once per op when a plan is bound: ``factory(site, lead)`` returns a function
+of torch tensors, which the plan calls on every run. ``site`` holds the attributes and per-replica
 specs; ``lead`` is 1 if the tensors carry a leading replica axis, else 0, so a factory that works
 along an axis adds ``lead`` to it.
 

@@ -2,8 +2,8 @@
 
 Every tensor of a graph being inlined has a *cell*. The cell of an aliasing op's output knows its
 parent cells and the view that derives it; writing it writes the parents through the inverse view,
-and reading it derives it again if a parent has changed since. Call inputs get fresh cells (calls are
-by value); modified inputs are written back to the caller's cell afterwards.
+and reading it derives it again if a parent has changed since. Call inputs get fresh cells (calls
+are by value); modified inputs are written back to the caller's cell afterwards.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class _Functionaliser:
         assert written is not None
         target = self._cell(written, frame)
         self._write(target, outputs[0])
-        alias = ("Identity", {}, op.outputs[0].spec)
+        alias: tuple[str, dict[str, Any], Spec] = ("Identity", {}, op.outputs[0].spec)
         frame[op.outputs[0]] = _Cell(outputs[0], (target,), alias, (self._read(target),))
         for value, val in zip(op.outputs[1:], outputs[1:], strict=True):
             frame[value] = _Cell(val)

@@ -1,7 +1,7 @@
 """Mark which values may differ between replicas.
 
-All replicas of a program run in one process as one vectorised program: a *uniform* value is computed
-once, a *varying* one has a leading replica axis. Marking goes up from the sources (host inputs,
+All replicas of a program run in one process as one vectorised program: a *uniform* value is
+computed once, a *varying* one has a leading replica axis. Marking goes up from the sources (host inputs,
 grouped variables, remote buffers) to a fixed point over loops, states and buffers.
 """
 

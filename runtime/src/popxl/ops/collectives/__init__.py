@@ -1,6 +1,6 @@
 """Communication between replicas and between IPUs of a replica."""
 
-from popxl.ops.collectives import collectives
+from popxl.ops.collectives import collectives as collectives
 from popxl.ops.collectives.all_reduce import (
     all_reduce,
     all_reduce_identical_grad_inputs,
