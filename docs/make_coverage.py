@@ -124,7 +124,8 @@ def public_names(package: str) -> dict[str, str]:
     content = json.loads((API / f"{package.replace('_', '-')}-api.json").read_text())
     names = content["symbols"]
     private = re.compile(r"(^|\.)_(?!_)")
-    return {name: entry["module"] for name, entry in names.items() if not private.search(name)}
+    shown = (name for name in names if not private.search(name) and ":" not in name)
+    return {name: names[name]["module"] for name in shown}
 
 
 def states(package: str) -> dict[str, str]:
@@ -159,13 +160,23 @@ def texts(source: str) -> Iterator[tuple[str, str]]:
 
 def marked(mark: str) -> Iterator[tuple[str, str]]:
     """(module or object, sentence) of every "(mark)" in docstrings and comments of the packages."""
-    sentence = re.compile(rf"\({mark}\)[:,]?\s*(.+?)(?:\.(?=\s|$)|$)")
     for package in PACKAGES:
         for path in sorted((SOURCES / package).rglob("*.py")):
             module = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
             for owner, text in texts(path.read_text()):
                 where = ".".join(filter(None, (module.removesuffix(".__init__"), owner)))
-                yield from ((where, match[1] + ".") for match in sentence.finditer(text))
+                yield from ((where, sentence) for sentence in sentences_with(f"({mark})", text))
+
+
+def sentences_with(mark: str, text: str) -> Iterator[str]:
+    """The sentences that a mark stands in, or the one before a mark that stands alone."""
+    before = ""
+    for sentence in re.split(r"(?<=[.!?])\s+", text):
+        if mark in sentence:
+            rest = " ".join(sentence.replace(mark, " ").split()).strip(" .:,")
+            said = (rest or before).strip(" .:,")
+            yield f"{said[:1].upper()}{said[1:]}."
+        before = sentence
 
 
 def summary(found: dict[str, dict[str, str]]) -> str:

@@ -99,6 +99,20 @@ def test_marked_sentences_are_found(coverage, tmp_path, monkeypatch):
         'def f():\n    """(mended) Three is three."""\n'
     )
     monkeypatch.setattr(coverage, "SOURCES", tmp_path)
-    quirks = [("popxl.ops.odd", "The sum is a mean."), ("popxl.ops.odd", "one is two.")]
-    assert sorted(coverage.marked("quirk")) == quirks
+    quirks = [("popxl.ops.odd", "The sum is a mean."), ("popxl.ops.odd", "One is two.")]
+    assert sorted(coverage.marked("quirk")) == sorted(quirks)
     assert list(coverage.marked("mended")) == [("popxl.ops.odd.f", "Three is three.")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("First. (quirk) Second one. Third.", ["Second one."]),
+        ("First. Second one (quirk). Third.", ["Second one."]),
+        ("First. Second one. (quirk)", ["Second one."]),
+        ("First (quirk: as ever). Second.", []),
+        ("Nothing of the kind.", []),
+    ],
+)
+def test_the_sentence_of_a_mark(coverage, text, expected):
+    assert list(coverage.sentences_with("(quirk)", text)) == expected
