@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,6 +12,10 @@ import pytest
 
 from config.config import MagmaConfig
 from tests.small_configs import small_config
+
+# Before anything imports torch: tensors this small gain nothing from threads, and on a busy machine
+# threads that wait for each other make a test a hundred times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

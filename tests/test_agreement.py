@@ -27,7 +27,8 @@ Files = Callable[..., Path]
 # The published model's picture, head size and rotary width, in a narrow and shallow network.
 LARGE = {"image_resolution": 384, "visual_layers": (2, 3, 2, 2), "text_tokens": 24}
 LARGE |= {"layers": 4, "hidden_size": 1024, "heads": 4, "rotary_dim": 64}
-EXECUTOR = "POPXL_TORCH_EXECUTOR"
+# Slower ways of running the same program, that leave out what the engine does to be fast.
+PLAIN_WAYS = {"POPXL_TORCH_EXECUTOR": "interpreter", "POPXL_TORCH_JOIN_SHARDS": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -199,16 +200,18 @@ def test_slicing_the_queries_changes_nothing(files, rng):
     assert_close(our_logits(sliced, path, pixels, ids), expected, FLOAT32)
 
 
+@pytest.mark.parametrize("setting", PLAIN_WAYS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
-def test_all_replicas_at_once_equal_one_by_one(files, rng, monkeypatch, tensor_parallel, precision):
+def test_engines_agree(files, rng, monkeypatch, tensor_parallel, precision, setting):
+    """Replicas at once or one by one, shards joined or apart."""
     path = files(image_resolution=96)
     config = small_config(tensor_parallel, precision, 2, image_resolution=96)
     pixels, ids = pictures(rng, 2, 96), random_ids(rng, config)
-    together = our_logits(config, path, pixels, ids)
-    monkeypatch.setenv(EXECUTOR, "interpreter")
-    one_by_one = our_logits(config, path, pixels, ids)
-    assert_close(together, one_by_one, BY_PRECISION[precision])
+    fast = our_logits(config, path, pixels, ids)
+    monkeypatch.setenv(setting, PLAIN_WAYS[setting])
+    plain = our_logits(config, path, pixels, ids)
+    assert_close(fast, plain, BY_PRECISION[precision])
 
 
 def test_a_half_precision_file_gives_the_rounded_model(files, rng):
