@@ -46,7 +46,7 @@ class LinearGQ(Module):
         self.dim = dim
 
     def build(self, x: popxl.Tensor) -> popxl.Tensor:
-        """Apply the layer to (..., in_features). Needs `group_quantize_decompress`."""
+        """Apply the layer to (..., in_features)."""
         sizes = {-1: (x.shape[-1], self.out_features), 0: (self.out_features, x.shape[-1])}
         rows, columns = sizes[-1 if self.dim == 1 else self.dim]
         groups = columns // self.group_size

@@ -16,6 +16,7 @@ from popxl_addons.layers.embedding import MULTISLICE_MAGIC_NUMBER
 from popxl_addons.layers.layer_norm_distributed import LayerNormDistributed
 from popxl_addons.layers.linear_fp8 import LinearFP8
 from popxl_addons.layers.linear_gq import LinearGQ, group_quantize_compress_numpy
+from popxl_addons.ops.group_quantize_decompress import group_quantize_decompress_numpy
 from popxl_addons.testing_utils import TensorInput, run_module
 
 # Sums of a few dozen products of numbers near 1 in float32, in another order.
@@ -182,12 +183,46 @@ def test_group_quantised_mapping(ir: popxl.Ir, rng: np.random.Generator):
         np.testing.assert_array_equal(weights[variables[key]], value)
 
 
+@pytest.mark.parametrize("dim", [-1, 1, 0])
+def test_group_quantised_linear(dim: int, rng: np.random.Generator):
+    layer = randomised(torch.nn.Linear(16, 8), rng)
+    x = rng.normal(size=(3, 16)).astype("float16")
+    (y,) = run_module(
+        LinearGQ(8, group_size=8, dim=dim),
+        TensorInput(x),
+        weights=lambda v: LinearGQ.torch_mapping(v, layer, popxl.float16, 8, dim),
+    )
+    parts = group_quantize_compress_numpy(layer.weight.detach().numpy().T, 8, dim)
+    weight = group_quantize_decompress_numpy(*parts, dim)
+    assert weight.shape == (16, 8)
+    expected = x.astype("float64") @ weight + layer.bias.detach().numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-2, atol=2e-2)
+
+
+def test_distributed_layer_norm(ir4: popxl.Ir, run: Any, rng: np.random.Generator):
+    pair = ir4.replica_grouping(group_size=2)
+    stream = popxl.h2d_stream((3, 4), popxl.float32)
+    facts, graph = LayerNormDistributed(pair).create_graph(popxl.TensorSpec((3, 4), popxl.float32))
+    variables = facts.init()
+    assert variables.weight.shape_on_host == (2, 4)
+    (y,) = graph.bind(variables).call(ops.host_load(stream))
+    x = rng.normal(size=(2, 3, 8)).astype("float32")
+    weights = rng.normal(size=(2, 8)).astype("float32")
+    cut = {
+        v: addons.shard(w, 2, 0)
+        for v, w in zip((variables.weight, variables.bias), weights, strict=True)
+    }
+    (result,) = run([y], {stream: np.concatenate([addons.shard(a, 2, 1) for a in x])}, cut)
+    tensors = [torch.tensor(a, dtype=torch.float64) for a in (x, *weights)]
+    expected = torch.nn.functional.layer_norm(tensors[0], (8,), *tensors[1:]).numpy()
+    joined = np.stack([addons.unshard(r, 1) for r in (result[:2], result[2:])])
+    np.testing.assert_allclose(joined, expected, **FLOAT32)
+
+
 def test_layers_to_come(ir: popxl.Ir):
     x = popxl.TensorSpec((4, 8), popxl.float32)
     with pytest.raises(NotImplementedError, match="LinearFP8"):
         LinearFP8(4)
-    with pytest.raises(NotImplementedError, match="group_quantize_decompress"):
-        LinearGQ(8, group_size=4).create_graph(x)
     with pytest.raises(ValueError, match="replica_grouping is needed"):
         LayerNormDistributed().create_graph(x)
 

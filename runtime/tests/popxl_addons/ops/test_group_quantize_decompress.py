@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import popart
+import popxl
 import pytest
 from popxl_addons.ops.group_quantize_decompress import (
     group_quantize_compress_numpy,
@@ -45,5 +49,32 @@ def test_errors(rng: np.random.Generator):
         group_quantize_compress_numpy(np.array([[1.0, np.inf, 0, 0]]), 4, -1)
     with pytest.raises(ValueError, match="reshape"):
         group_quantize_compress_numpy(np.zeros((2, 6)), 4, -1)
-    with pytest.raises(NotImplementedError, match="group_quantize_decompress"):
-        group_quantize_decompress(None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dim", [-1, 1, 0, -2])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_in_the_graph(dim: int, rank: int, ir: popxl.Ir, run: Any, rng: np.random.Generator):
+    packed, scale, bias = group_quantize_compress_numpy(rng.normal(size=(6, 32)), 8, -1)
+    shape = (6, 4, 1)[:rank]
+    tensors = [popxl.variable(packed)]
+    tensors += [popxl.variable(x.reshape(shape)) for x in (scale, bias)]
+    y = group_quantize_decompress(*tensors, dim)
+    (result,) = run([y])
+    expected = group_quantize_decompress_numpy(packed, scale, bias, -1)
+    expected = expected.T if dim in (0, -2) else expected
+    assert (y.shape, y.dtype) == (expected.shape, popxl.float16)
+    # The product is not rounded in between on the device.
+    np.testing.assert_allclose(result, expected, atol=1e-2)
+
+
+def test_errors_in_the_graph(ir: popxl.Ir):
+    codes = popxl.constant(np.zeros((6, 4, 2), "uint16"))
+    good, short, wide = (
+        popxl.constant(np.zeros(s, "float16")) for s in ((6, 4, 1), (6, 3, 1), (6, 4, 2))
+    )
+    with pytest.raises(NotImplementedError, match="rank 3"):
+        group_quantize_decompress(codes.reshape((6, 8)), good, good)
+    with pytest.raises(ValueError, match=r"\(6, 4, 1\) or \(6, 4\), got \(6, 3, 1\)"):
+        group_quantize_decompress(codes, good, short)
+    with pytest.raises(popart.popart_exception, match="one scale and bias"):
+        group_quantize_decompress(codes, wide, good)

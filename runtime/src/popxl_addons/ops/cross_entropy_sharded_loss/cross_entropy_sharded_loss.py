@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from popxl import ReplicaGrouping, Tensor
+import numpy as np
+import popxl
+from popart import popart_exception
+from popxl import ReplicaGrouping, Tensor, ops
 
 __all__ = ["cross_entropy_sharded_loss"]
 
 REDUCTION_TYPE = Literal["mean", "sum", "none"]
+_REDUCTIONS = ("mean", "sum", "none")
 
 
 def cross_entropy_sharded_loss(
@@ -19,5 +23,51 @@ def cross_entropy_sharded_loss(
     reduction: REDUCTION_TYPE = "mean",
     available_memory_proportion: float = 0.4,
 ) -> Tensor:
-    """The loss, equal on all replicas of the group. Not implemented yet."""
-    raise NotImplementedError("popxl_addons.ops.cross_entropy_sharded_loss is not implemented yet")
+    """The loss, equal on all replicas of the group.
+
+    Args:
+        logits: (samples, classes / group size), this replica's classes.
+        indices: (samples,), the true classes less this replica's first class; outside of its
+            classes the true class is another replica's.
+        ignore_index: tensor of the same coordinates; samples with this index do not count.
+        replica_grouping: replicas that share the classes (default all).
+        reduction: "mean", "sum" or "none".
+        available_memory_proportion: no effect.
+
+    Returns:
+        A scalar, or (samples,) without reduction, in the dtype of the logits.
+
+    Raises:
+        popart_exception: wrong ranks or numbers of samples.
+        ValueError: another reduction.
+    """
+    if logits.rank != 2 or indices.rank != 1 or logits.shape[0] != indices.shape[0]:
+        raise popart_exception(
+            "cross_entropy_sharded_loss: expected logits (samples, classes) and indices (samples,),"
+            f" got {logits.shape} and {indices.shape}"
+        )
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"Not a valid reduction: {reduction!r}. Choose from {_REDUCTIONS}.")
+    loss = _losses(logits, indices, replica_grouping)
+    counted = None
+    if ignore_index is not None:
+        counted = ops.cast(ops.logical_not(ops.equal(indices, ignore_index)), loss.dtype)
+        loss = loss * counted
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return ops.sum(loss)
+    return ops.mean(loss) if counted is None else ops.sum(loss) / ops.sum(counted)
+
+
+def _losses(logits: Tensor, indices: Tensor, group: ReplicaGrouping | None) -> Tensor:
+    """(samples,): the loss of each sample, on every replica."""
+    reduce = ops.collectives.replicated_all_reduce
+    z = logits - reduce(ops.max(logits, axis=1, keepdims=True), "max", group)
+    normaliser = reduce(ops.sum(ops.exp(z), axis=1, keepdims=True), "add", group)
+    negative_log_probs = ops.log(normaliser) - z
+    classes = popxl.constant(np.arange(logits.shape[1])[None], indices.dtype, "classes")
+    here = ops.equal(indices.reshape((-1, 1)), classes)
+    zero = popxl.constant(0, logits.dtype, "zero")
+    owned = ops.sum(ops.where(here, negative_log_probs, zero), axis=1)
+    return reduce(owned, "add", group)

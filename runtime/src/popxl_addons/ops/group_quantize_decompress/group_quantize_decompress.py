@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import popxl
+from popart import popart_exception
+from popxl import ops
 
 __all__ = [
     "group_quantize_compress_numpy",
@@ -21,8 +23,44 @@ _SHIFTS = np.array([12, 8, 4, 0], dtype=np.uint16)
 def group_quantize_decompress(
     t: popxl.Tensor, group_scale: popxl.Tensor, group_bias: popxl.Tensor, dim: int = -1
 ) -> popxl.Tensor:
-    """Values from codes, in the graph. Not implemented yet."""
-    raise NotImplementedError("popxl_addons.ops.group_quantize_decompress is not implemented yet")
+    """Values from codes, in the graph.
+
+    Args:
+        t: (rows, groups, group_size / 4), uint16.
+        group_scale: (rows, groups, 1) or (rows, groups), float16.
+        group_bias: as `group_scale`.
+        dim: 0 or -2 to transpose the result; else it stays.
+
+    Returns:
+        (rows, groups * group_size) in the dtype of the scale, or its transpose.
+
+    Raises:
+        NotImplementedError: `t` is not of rank 3.
+        ValueError: scale and bias do not fit.
+    """
+    if t.rank != 3:
+        raise NotImplementedError(f"group_quantize_decompress: t of rank 3, got {t.shape}")
+    rows, groups, words = t.shape
+    scale, bias = (_column(x, (rows, groups)) for x in (group_scale, group_bias))
+    packed = ops.cast(t, popxl.int32).reshape((rows, groups, words, 1))
+    nibbles = [packed / (1 << int(shift)) % 16 for shift in _SHIFTS]
+    codes = ops.concat(nibbles, axis=-1).reshape((rows, groups, 4 * words))
+    values = ops.cast(codes, scale.dtype) * scale + bias
+    values = values.reshape((rows, groups * 4 * words))
+    return values.transpose((1, 0)) if dim in (0, -2) else values
+
+
+def _column(x: popxl.Tensor, sizes: tuple[int, int]) -> popxl.Tensor:
+    """A scale or bias with a last axis of 1."""
+    if x.rank not in (2, 3) or tuple(x.shape[:2]) != sizes:
+        raise ValueError(
+            f"group_quantize_decompress: scale and bias are {(*sizes, 1)} or {sizes}, got {x.shape}"
+        )
+    if x.rank == 3 and x.shape[2] != 1:
+        raise popart_exception(
+            f"group_quantize_decompress: one scale and bias for each group, got {x.shape}"
+        )
+    return x.reshape((*sizes, 1))
 
 
 def group_quantize_decompress_numpy(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import popxl
-from popxl import ReplicaGrouping
+from popxl import ReplicaGrouping, ops
 
 __all__ = ["layer_norm_distributed"]
 
@@ -15,5 +15,29 @@ def layer_norm_distributed(
     epsilon: float = 1e-5,
     group: ReplicaGrouping | None = None,
 ) -> popxl.Tensor:
-    """Layer normalisation over an axis cut over a group of replicas. Not implemented yet."""
-    raise NotImplementedError("popxl_addons.ops.layer_norm_distributed is not implemented yet")
+    """Normalise the rows of a matrix of which each replica has some columns.
+
+    Args:
+        t: (rows, features / group size).
+        w: (features / group size,), the scale of this replica's columns.
+        b: the same for the shift.
+        epsilon: added to the variance.
+        group: replicas that share the features (default all).
+
+    Returns:
+        As `t`; computed in float32.
+    """
+    assert t.rank == 2, f"layer_norm_distributed: t is (rows, features), got {t.shape}"
+    assert w.rank == 1, f"layer_norm_distributed: w is (features,), got {w.shape}"
+    assert b.rank == 1, f"layer_norm_distributed: b is (features,), got {b.shape}"
+    group = popxl.gcg().ir.replica_grouping() if group is None else group
+    features = t.shape[1] * group.group_size
+    x, scale, shift = (ops.cast(value, popxl.float32) for value in (t, w, b))
+
+    def mean(values: popxl.Tensor) -> popxl.Tensor:
+        total = ops.sum(values, axis=1, keepdims=True)
+        return ops.collectives.replicated_all_reduce(total, "add", group) / float(features)
+
+    centred = x - mean(x)
+    normal = centred / ops.sqrt(mean(centred * centred) + epsilon)
+    return ops.cast(normal * scale + shift, t.dtype)
