@@ -11,6 +11,8 @@ __all__ = ["AdamOptimizerStep"]
 class AdamOptimizerStep(Module):
     """One step for one variable, in place. Not implemented yet."""
 
+    __not_implemented__ = True  # for the coverage document, as only build fails
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
 
