@@ -3,7 +3,8 @@
 Numbers are drawn by seed and name, so any tensor can be drawn again alone (`random_tensor`), and
 the float16 and bfloat16 files of a seed are the roundings of its float32 file. They are scaled so
 that activations stay finite in float16 through all layers, and every tensor matters: batch-norm
-statistics, biases and adapters are nowhere near their usual initial values.
+statistics, biases and adapters are not at their usual initial values, and the logits depend on the
+picture and on every token.
 
 A value is one of 65,536 quantiles of the normal distribution, picked by 16 random bits: that is
 seven times faster than drawing normals, and 6.4 billion are needed for the full model.
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -34,7 +36,6 @@ import numpy.typing as npt
 
 from utils.checkpoint_layout import (
     PUBLISHED_POSITIONS,
-    WORD_EMBEDDING,
     Kind,
     TensorEntry,
     alias_name,
@@ -153,23 +154,34 @@ def _pieces(name: str, entry: TensorEntry, seed: int, dtype: str) -> Iterator[Ar
         yield from _draw(name, seed, math.prod(entry.shape), _quantiles(centre, spread, dtype))
 
 
-def _distribution(name: str, entry: TensorEntry) -> tuple[float, float]:
-    """Centre and standard deviation of a tensor's values.
+# Centre and spread of vectors, and of the embedding; the first pattern that matches holds.
+# Quantiles end at ±4.2, so variances stay positive.
+_VECTORS = (
+    (re.compile(r"running_var$"), 1.0, 0.15),
+    (re.compile(r"(bias|running_mean)$"), 0.0, 0.05),
+    (re.compile(r"wte\.weight$"), 0.0, 1.0),
+    (re.compile(r"\.layer\d\.\d+\.bn3\.weight$"), 0.4, 0.1),  # forty blocks are summed
+)
 
-    Matrices keep the scale of what they multiply (spread 1/√fan-in). The main path of a ResNet
-    block is scaled down a little, since forty of them are summed.
-    """
-    last = name.rpartition(".")[2]
-    if last == "running_var":
-        return 1.0, 0.15  # quantiles end at ±4.2, so variances stay positive
-    if last in ("bias", "running_mean"):
-        return 0.0, 0.1
-    if name == WORD_EMBEDDING:
-        return 0.0, 0.5
+# Matrices keep the scale of what they multiply (spread 1/√fan-in) but for these gains: convolutions
+# before a ReLU, which halves; attention sharp enough that single tokens and image positions tell
+# in the logits; branches small beside the residual stream, so that these differences survive.
+_GAINS = (
+    (re.compile(r"\.enc\.conv\d\.|\.layer\d\.\d+\.conv[12]\."), math.sqrt(2)),
+    (re.compile(r"\.[qk]_proj\."), 2.2),
+    (re.compile(r"\.(out_proj|c_proj|adapter\.[23])\.weight$"), 0.5),
+    (re.compile(r"^lm\.lm_head\."), 2.0),
+)
+
+
+def _distribution(name: str, entry: TensorEntry) -> tuple[float, float]:
+    """Centre and standard deviation of a tensor's values."""
+    for pattern, centre, spread in _VECTORS:
+        if pattern.search(name):
+            return centre, spread
     if len(entry.shape) == 1:  # scales: of norms and of adapters
-        in_block = ".layer" in name and ".bn3." in name
-        return (0.6, 0.1) if in_block else (1.0, 0.1)
-    gain = 2.0 if name == "lm.lm_head.weight" else 1.0
+        return 1.0, 0.1
+    gain = next((gain for pattern, gain in _GAINS if pattern.search(name)), 1.0)
     return 0.0, gain / math.sqrt(math.prod(entry.shape[1:]))
 
 

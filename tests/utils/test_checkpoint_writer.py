@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from config.config import MagmaConfig
+from tests.reference.magma import ReferenceMagma
 from tests.small_configs import small_config
 from tests.utils.published_module import deepspeed_file, published_module
 from utils import checkpoint_writer
@@ -171,11 +172,14 @@ def test_pieces_join_to_one_draw(monkeypatch: pytest.MonkeyPatch, config: MagmaC
 def test_numbers_are_normal_with_the_scale_of_their_place() -> None:
     expected = expected_tensors(MagmaConfig())
     names = {
-        "image_prefix.enc.layer3.5.conv2.weight": (0, (384 * 9) ** -0.5),
-        "image_prefix.enc.layer4.1.bn3.weight": (0.6, 0.1),
+        "image_prefix.enc.conv3.weight": (0, (2 / (48 * 9)) ** 0.5),
+        "image_prefix.enc.layer3.5.conv2.weight": (0, (2 / (384 * 9)) ** 0.5),
+        "image_prefix.enc.layer3.5.conv3.weight": (0, 384**-0.5),
+        "image_prefix.enc.layer4.1.bn3.weight": (0.4, 0.1),
         "image_prefix.enc.layer4.1.bn3.running_var": (1, 0.15),
-        "lm.transformer.h.27.mlp.1.adapter.2.weight": (0, 1 / 32),
-        "lm.transformer.h.27.mlp.0.c_fc.bias": (0, 0.1),
+        "lm.transformer.h.27.mlp.1.adapter.0.weight": (0, 1 / 64),
+        "lm.transformer.h.27.mlp.1.adapter.2.weight": (0, 0.5 / 32),
+        "lm.transformer.h.27.mlp.0.c_fc.bias": (0, 0.05),
         "lm.transformer.ln_f.weight": (1, 0.1),
     }
     for name, (centre, spread) in names.items():
@@ -304,6 +308,7 @@ def test_help_of_the_module() -> None:
 
 MEASURE = """
 import resource, sys
+from tests.reference.magma import ReferenceMagma
 from tests.small_configs import small_config
 from utils.checkpoint import write_random_checkpoint
 import torch
@@ -327,3 +332,27 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     growth_bytes = int(done.stdout) * 1024
     assert path.stat().st_size > 200e6
     assert growth_bytes < 64e6
+
+
+def test_logits_depend_on_the_picture_and_on_every_token(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Else a parity test on such a checkpoint would not notice a lost image or token."""
+    config = small_config(layers=6, image_resolution=96, visual_layers=(2, 2, 3, 2))
+    model = ReferenceMagma.from_checkpoint(write(tmp_path / "a.pt", config), config)
+    pixels = torch.from_numpy(rng.standard_normal((2, 1, 3, 96, 96))).float()
+    count = config.text_tokens
+    vocabulary = config.transformer.embedding.real_vocab_size
+    ids = torch.from_numpy(rng.permutation(vocabulary)[: 2 * count]).reshape(2, 1, count)
+    logits = model.logits(pixels[0], ids[0])
+    assert logits.isfinite().all()
+    scale = logits.std()
+
+    def change(pixels: torch.Tensor, ids: torch.Tensor) -> float:
+        return float((model.logits(pixels, ids) - logits)[0, -1].std() / scale)
+
+    assert change(pixels[1], ids[0]) > 0.02
+    for position in range(count):
+        other = ids[0].clone()
+        other[0, position] = ids[1, 0, position]
+        assert change(pixels[0], other) > 0.02, position
