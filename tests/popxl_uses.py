@@ -23,6 +23,13 @@ TREES += ("NamedReplicaGrouping", "NamedTensorData", "InputStreams", "OutputStre
 # The one private handle that every PopXL application needs, and what may be set there.
 HANDLES = {"popxl.Ir._pb_ir": {"getSessionOptions": "SessionOptions"}}
 
+# What applications use of the two thin packages, which have no list, and of the session's options.
+THIN = {
+    *("popart.DeviceInfo", "popart.versionString"),
+    *("popdist.getInstanceIndex", "popdist.getNumInstances", "popdist.isPopdistEnvSet"),
+}
+SESSION_OPTIONS = {"enableStochasticRounding", "engineOptions", "numIOTiles", "partialsTypeMatMuls"}
+
 # Answers of these are instances of the class named by their own annotation; a type variable is not.
 _WRAPPERS = ("Optional", "Union", "List", "Dict", "Tuple", "Set", "Iterable", "Literal")
 
@@ -44,7 +51,7 @@ class Own:
 
 
 class ApiIndex:
-    """The two lists, and what popart and popdist may be asked."""
+    """The two lists, by every name under which a program can import something."""
 
     def __init__(self, popxl_json: Path, addons_json: Path):
         popxl = json.loads(popxl_json.read_text())
@@ -52,9 +59,6 @@ class ApiIndex:
         self.symbols: dict[str, dict[str, Any]] = {**popxl["symbols"], **addons["symbols"]}
         self.exports: dict[str, dict[str, str]] = {**popxl["exports"], **addons["exports"]}
         self.modules = {*popxl["modules"], *addons["modules"], "popart", "popdist"}
-        used = addons["popart_popdist_used"]
-        self.thin = {name for root in ("popart", "popdist") for name in used[root]}
-        self.options = set(used["attributes_on_private_handles"]["SessionOptions"])
         self.alias = {
             other: name
             for name, record in self.symbols.items()
@@ -80,7 +84,7 @@ class ApiIndex:
         exported = self.exports.get(module, {}).get(attribute, "")
         if exported == f"module:{full}" or (full in self.modules and not exported):
             return Known("module", full)
-        if full in self.thin or exported.startswith("constant:"):
+        if full in THIN or exported.startswith("constant:"):
             return Known("symbol", full)
         found = self.canonical(full) or (self.canonical(exported) if exported else None)
         return Known("symbol", found) if found else None
@@ -349,7 +353,7 @@ class Finder(ast.NodeVisitor):
         if value.kind == "module":
             return self.api.member_of_module(value.name, attribute)
         if value.kind == "options":
-            return Known("unknown", attribute) if attribute in self.api.options else None
+            return Known("unknown", attribute) if attribute in SESSION_OPTIONS else None
         if value.kind == "handle":
             allowed = HANDLES[value.name].get(attribute)
             return Known("handle call", allowed) if allowed else None

@@ -121,6 +121,11 @@ def test_logits(files, rng, tensor_parallel, precision, batch, image_resolution)
     )
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_of_a_large_picture(files, rng, precision):
+    check_against_reference(files, rng, 2, precision, 1, **LARGE)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("precision", PRECISIONS)
