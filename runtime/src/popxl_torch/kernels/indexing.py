@@ -120,7 +120,8 @@ def scatter_reduce(site: Site, lead: int) -> _Run:
         if indices.dim() < data.dim():
             line = [1] * data.dim()
             line[axis] = data.shape[axis]
-            line[0] = indices.shape[0]
+            if site.attrs["group_size"] > 1:
+                line[0] = data.shape[0]
             indices = indices.reshape(line).expand(data.shape)
         start = data.new_zeros(shape) if initial is None else initial
         if reduction == "none":

@@ -1,8 +1,8 @@
 """Mark which values may differ between replicas.
 
 All replicas of a program run in one process as one vectorised program: a *uniform* value is
-computed once, a *varying* one has a leading replica axis. Marking goes up from the sources (host inputs,
-grouped variables, remote buffers) to a fixed point over loops, states and buffers.
+computed once, a *varying* one has a leading replica axis. Marking goes up from the sources (host
+inputs, grouped variables, remote buffers) to a fixed point over loops, states and buffers.
 """
 
 from __future__ import annotations

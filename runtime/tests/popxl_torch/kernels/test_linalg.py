@@ -1,0 +1,79 @@
+"""Products of big half matrices: values, layouts, and the memory they need."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from numpy.random import Generator
+from popxl_torch.kernels import linalg
+from popxl_torch.kernels.linalg import TILE_COLUMNS, TILED_ABOVE, matmul_2d
+
+FLOAT32_ATOL = 1e-3  # sums of a thousand products of size 1 in float32, with a wide margin
+INNER = 1030
+
+
+def matrix(rng: Generator, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(rng.normal(size=(rows, columns))).to(dtype)
+
+
+LAYOUTS = {
+    "stored as (n, k)": lambda w: w.t().contiguous().t(),
+    "stored as (k, n)": lambda w: w.contiguous(),
+    "every second column": lambda w: torch.stack([w, w], 2).flatten(1)[:, ::2],
+    "every second row of (n, k)": lambda w: torch.stack([w.t(), w.t()], 1).flatten(0, 1)[::2].t(),
+}
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("columns", [TILE_COLUMNS * 2, TILE_COLUMNS * 2 + 1, 3 * TILE_COLUMNS - 1])
+@pytest.mark.parametrize("left", [torch.float16, torch.float32])
+def test_tiles(rng: Generator, layout: str, columns: int, left: torch.dtype):
+    x = matrix(rng, 5, INNER, left)
+    w = LAYOUTS[layout](matrix(rng, INNER, columns, torch.float16))
+    assert w.numel() > TILED_ABOVE
+    found = matmul_2d(x, w)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (x.double() @ w.double()).float(), rtol=0, atol=FLOAT32_ATOL)
+
+
+def test_small_half_matrices_give_float32(rng: Generator):
+    x, w = matrix(rng, 3, 8, torch.float16), matrix(rng, 8, 2, torch.float16)
+    found = matmul_2d(x, w)
+    torch.testing.assert_close(found, x.float() @ w.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
+def test_other_types_stay(rng: Generator, dtype: torch.dtype):
+    x, w = matrix(rng, 3, 8, dtype), matrix(rng, 8, 2, dtype)
+    assert matmul_2d(x, w).dtype == dtype
+
+
+def test_memory_for_tiles_is_kept_and_no_larger_than_a_tile(rng: Generator):
+    def addresses() -> set[int]:
+        w = matrix(rng, INNER, 4 * TILE_COLUMNS, torch.float16)
+        result = set()
+        for _ in range(2):
+            matmul_2d(matrix(rng, 2, INNER, torch.float16), w)
+            (buffer,) = linalg._kept.buffers.values()
+            assert buffer.numel() == TILE_COLUMNS * INNER
+            result.add(buffer.data_ptr())
+        return result
+
+    seen: list[set[int]] = []
+    threads = [threading.Thread(target=lambda: seen.append(addresses())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(found) for found in seen] == [1, 1]
+
+
+def test_a_result_outlives_the_next_product(rng: Generator):
+    x = matrix(rng, 2, INNER, torch.float16)
+    w, v = (matrix(rng, INNER, 2 * TILE_COLUMNS, torch.float16) for _ in "ab")
+    first = matmul_2d(x, w)
+    before = first.clone()
+    matmul_2d(x, v)
+    assert torch.equal(first, before)

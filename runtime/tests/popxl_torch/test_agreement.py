@@ -1,0 +1,57 @@
+"""Plans with every pass on and off, and replicas one by one, give the same numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.tests.popxl_torch.random_programs import draw_program, run_program
+
+TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
+ORACLE = {"executor": "interpreter"}
+PLANS = [{}, {"join_shards": "0"}]
+
+
+def _arrays(rng: np.random.Generator, replicas: int, uniform: bool) -> dict[str, np.ndarray]:
+    stream = rng.uniform(-1, 1, (replicas, 4, 4)).astype("float32")
+    return {
+        "stream": np.broadcast_to(stream[:1], stream.shape) if uniform else stream,
+        "shared": rng.uniform(-1, 1, (4, 4)).astype("float32"),
+        "own": rng.uniform(-1, 1, (replicas, 4, 4)).astype("float32"),
+    }
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["varying", "uniform"])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs_agree(seed: int, replicas: int, uniform: bool) -> None:
+    rng = np.random.default_rng([seed, replicas, uniform])
+    program = draw_program(rng, length=14, replicas=replicas)
+    arrays = _arrays(rng, replicas, uniform)
+    expected = run_program(program, arrays, ORACLE)
+    for options in PLANS:
+        for got, wanted in zip(run_program(program, arrays, options), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, **TOLERANCE, err_msg=str(program))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1000, 1200))
+def test_long_random_programs_agree(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    replicas = int(rng.choice([1, 2, 3, 4, 6]))
+    program = draw_program(rng, length=40, replicas=replicas)
+    arrays = _arrays(rng, replicas, bool(rng.integers(2)))
+    expected = run_program(program, arrays, ORACLE)
+    for options in PLANS:
+        for got, wanted in zip(run_program(program, arrays, options), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=5e-3, atol=5e-4, err_msg=str(program))
+
+
+def test_the_oracle_sees_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    program = draw_program(rng, length=14, replicas=2)
+    arrays = _arrays(rng, 2, False)
+    first = run_program(program, arrays, {})
+    arrays["own"] = arrays["own"] + np.float32(0.1)
+    second = run_program(program, arrays, {})
+    assert any(not np.allclose(a, b, **TOLERANCE) for a, b in zip(first, second, strict=True))
