@@ -165,11 +165,11 @@ _VECTORS = (
 
 # Matrices keep the scale of what they multiply (spread 1/√fan-in) but for these gains: convolutions
 # before a ReLU, which halves; attention sharp enough that single tokens and image positions tell
-# in the logits; branches small beside the residual stream, so that these differences survive.
+# in the logits; MLPs small beside the residual stream, so that these differences survive.
 _GAINS = (
     (re.compile(r"\.enc\.conv\d\.|\.layer\d\.\d+\.conv[12]\."), math.sqrt(2)),
     (re.compile(r"\.[qk]_proj\."), 2.2),
-    (re.compile(r"\.(out_proj|c_proj|adapter\.[23])\.weight$"), 0.5),
+    (re.compile(r"\.(c_proj|adapter\.[23])\.weight$"), 0.5),
     (re.compile(r"^lm\.lm_head\."), 2.0),
 )
 
