@@ -25,8 +25,20 @@ class Backend(Protocol):
         """Host data of a tensor in the spec's NumPy dtype; may be a view."""
         ...
 
-    def zeros(self, spec: Spec) -> Any:
-        """A tensor of zeros."""
+    def remote_view(self, array: np.ndarray, spec: Spec) -> Any:
+        """Host data as a tensor of remote memory; a view of it where that is possible."""
+        ...
+
+    def remote_zeros(self, spec: Spec) -> Any:
+        """Zeros in remote memory."""
+        ...
+
+    def remote_copy(self, tensor: Any, spec: Spec) -> Any:
+        """A copy in remote memory, in the spec's storage dtype."""
+        ...
+
+    def fetch(self, tensor: Any) -> Any:
+        """A tensor of remote memory on the device: itself where the two are one memory."""
         ...
 
     def stored(self, tensor: Any, spec: Spec) -> Any:

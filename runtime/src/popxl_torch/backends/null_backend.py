@@ -38,9 +38,19 @@ class NullBackend:
         shape = (self.replicas, *spec.shape) if tensor.lead else spec.shape
         return np.broadcast_to(np.zeros((), spec.dtype), shape)
 
-    def zeros(self, spec: Spec) -> NullTensor:
+    remote_view = from_host
+
+    def remote_zeros(self, spec: Spec) -> NullTensor:
         """The spec."""
         return NullTensor(spec)
+
+    def remote_copy(self, tensor: NullTensor, spec: Spec) -> NullTensor:
+        """The tensor."""
+        return tensor
+
+    def fetch(self, tensor: NullTensor) -> NullTensor:
+        """The tensor."""
+        return tensor
 
     def stored(self, tensor: NullTensor, spec: Spec) -> NullTensor:
         """The tensor."""

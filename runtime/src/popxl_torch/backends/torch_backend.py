@@ -27,7 +27,13 @@ def _numpy_dtype(name: str) -> np.dtype:
 def pick_device(wanted: str) -> torch.device:
     """The device asked for, else a GPU if there is one, else the CPU."""
     if wanted:
-        return torch.device(wanted)
+        device = torch.device(wanted)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise RuntimeError(
+                f"Device {wanted!r} was asked for, but there are {count} CUDA devices"
+            )
+        return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -44,7 +50,11 @@ class TorchBackend:
     # -- data -------------------------------------------------------------------------------
 
     def from_host(self, array: np.ndarray, spec: Spec) -> torch.Tensor:
-        """A view of the array where dtype, strides and device allow it, else a copy."""
+        """On a CPU a view of the array where dtype and strides allow it, else a copy."""
+        return self.fetch(self.remote_view(array, spec))
+
+    def remote_view(self, array: np.ndarray, spec: Spec) -> torch.Tensor:
+        """Remote memory is the host's: a view of the array where dtype and strides allow it."""
         if spec.dtype.startswith("float8"):
             array = np.ascontiguousarray(array).view(np.uint8)
         elif spec.dtype in _WIDER:
@@ -54,7 +64,18 @@ class TorchBackend:
         with warnings.catch_warnings():
             # The engine never writes to host data, so read-only arrays are safe to share.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            tensor = torch.from_numpy(np.asarray(array))
+            return torch.from_numpy(np.asarray(array))
+
+    def remote_zeros(self, spec: Spec) -> torch.Tensor:
+        """Zeros in the host's memory."""
+        return torch.zeros(spec.shape, dtype=storage_dtype(spec.dtype))
+
+    def remote_copy(self, tensor: torch.Tensor, spec: Spec) -> torch.Tensor:
+        """A contiguous copy in the host's memory."""
+        return torch.empty(tensor.shape, dtype=storage_dtype(spec.dtype)).copy_(tensor)
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor on the device."""
         return tensor.to(self.device)
 
     def to_host(self, tensor: torch.Tensor, spec: Spec) -> np.ndarray:
@@ -63,10 +84,6 @@ class TorchBackend:
         if spec.dtype.startswith("float8"):
             return np.ascontiguousarray(array).view(_numpy_dtype(spec.dtype))
         return array.astype(_numpy_dtype(spec.dtype), copy=False)
-
-    def zeros(self, spec: Spec) -> torch.Tensor:
-        """A tensor of zeros."""
-        return torch.zeros(spec.shape, dtype=storage_dtype(spec.dtype), device=self.device)
 
     def stored(self, tensor: torch.Tensor, spec: Spec) -> torch.Tensor:
         """A contiguous copy in storage dtype."""
@@ -116,7 +133,8 @@ class TorchBackend:
         """The step's kernel with everything around it resolved once."""
         if step.kind == "Init":  # the only kernel without a tensor to tell the device
             (out,) = step.outs
-            return lambda: self.zeros(out.spec)
+            dtype, device = storage_dtype(out.spec.dtype), self.device
+            return lambda: torch.zeros(out.spec.shape, dtype=dtype, device=device)
         entry = kernel_entry(step.kind)
         lead = int(any(operand.varying for operand in (*step.ins, *step.outs)))
         site = Site(

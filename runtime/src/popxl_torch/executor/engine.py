@@ -70,13 +70,13 @@ class Engine:
         self.varying = varying_sources(self.variables)
         for value in self.variables:
             data = value.data
-            spec = data.buffer.spec if data.buffer is not None else value.spec
-            tensor = self.backend.from_host(to_device_layout(data, value.spec), spec)
-            self.uploaded[value] = tensor
+            layout = to_device_layout(data, value.spec)
             if data.buffer is not None:
+                tensor = self.backend.remote_view(layout, data.buffer.spec)
                 self.memory.remote.put(data.buffer, data.entry, tensor)
             else:
-                self.memory.states[value] = tensor
+                tensor = self.memory.states[value] = self.backend.from_host(layout, value.spec)
+            self.uploaded[value] = tensor
         self._run_fragment("from_host")
 
     def weights_to_host(self) -> None:

@@ -68,7 +68,7 @@ class Interpreter:
         if value not in frame:
             if value.kind == "constant":
                 tensor = self.backend.from_host(value.data, value.spec)
-                frame[value] = [tensor.clone() for _ in range(self.replicas)]
+                frame[value] = [_copy(tensor) for _ in range(self.replicas)]
             else:
                 frame[value] = self._state(value)
         return frame[value]
@@ -132,7 +132,7 @@ class Interpreter:
             made = function(*(tensors[r] for tensors in inputs))
             made = (made,) if len(op.outputs) == 1 else made
             for index, tensor in enumerate(made):
-                results[index][r] = tensor.clone() if copy else _alias(tensor, inputs, r, op)
+                results[index][r] = _copy(tensor) if copy else _alias(tensor, inputs, r, op)
         return results
 
     def _collective(self, kind: str, op: Op, inputs: Replicas) -> Replicas:
@@ -158,12 +158,12 @@ class Interpreter:
                     results[member] = piece.reshape(spec.shape)
             else:
                 results.update(_scatter(stacked, members, op.attrs["op"], spec.shape[0]))
-        return [results[r].to(wanted).clone() for r in range(self.replicas)]
+        return [_copy(results[r].to(wanted)) for r in range(self.replicas)]
 
     # -- control flow -----------------------------------------------------------------------
 
     def _copies(self, tensors: Replicas) -> Replicas:
-        return [None if t is None else t.clone() for t in tensors]
+        return [None if t is None else _copy(t) for t in tensors]
 
     def _bind_call(self, op: Op, values: list[Value | None], frame: _Frame) -> list[Any]:
         """Inputs by value, except the modified ones, which share the caller's memory."""
@@ -216,7 +216,7 @@ class Interpreter:
                 for index, value in enumerate(graph.outputs):
                     tensors = self._get(value, inner)
                     for r in self.active:
-                        results[index][r] = tensors[r].clone()
+                        results[index][r] = _copy(tensors[r])
         self.active = everyone
         for value, tensors in zip(op.outputs, results, strict=True):
             frame[value] = tensors
@@ -227,7 +227,7 @@ class Interpreter:
         stream = op.attrs["stream"]
         loaded = self.memory.streams.load(stream, self.replicas > 1)
         parts = loaded if self.replicas > 1 else [loaded]
-        frame[op.outputs[0]] = [part.clone() for part in parts]
+        frame[op.outputs[0]] = [_copy(part) for part in parts]
 
     def _host_store(self, op: Op, frame: _Frame) -> None:
         (value,) = op.inputs
@@ -244,7 +244,8 @@ class Interpreter:
         remote, buffer = self.memory.remote, op.attrs["buffer"]
         loaded: Replicas = [None] * self.replicas
         for r in self.active:
-            loaded[r] = remote.load_replica(buffer, self.backend.integer(offsets[r]), r).clone()
+            entry = self.backend.integer(offsets[r])
+            loaded[r] = _copy(remote.load_replica(buffer, entry, r))
         if op.kind == "RemoteLoadInplace":
             tensors = self._get(target, frame)
             for r in self.active:
@@ -263,6 +264,11 @@ class Interpreter:
                 self.memory.remote.store(op.attrs["buffer"], entry, tensors[r])
             else:
                 self.memory.remote.store_replica(op.attrs["buffer"], entry, tensors[r], r)
+
+
+def _copy(tensor: Any) -> Any:
+    """A row-major copy, so that every reshape of it is a view."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _alias(tensor: Any, inputs: list[Replicas], replica: int, op: Op) -> Any:

@@ -35,19 +35,26 @@ class RemoteStore:
         self._check(buffer, entry)
         found = self.entries.get((buffer, entry))
         if found is None:
-            found = self.entries[buffer, entry] = self.backend.zeros(buffer.spec)
+            found = self.entries[buffer, entry] = self.backend.remote_zeros(buffer.spec)
         return found
 
     def load(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """An entry's value, with the replica axis if ``varying``."""
-        tensor = self.get(buffer, entry)
-        bytes_addressed = self.backend.nbytes(tensor)
+        kept = self.get(buffer, entry)
+        tensor = self._loaded(kept, buffer)
+        bytes_addressed = self.backend.nbytes(kept)
         self.trace.current.loaded_bytes += bytes_addressed
-        if buffer in self.stored:
+        if tensor is not kept:
             self.trace.current.copied_bytes += bytes_addressed
-            tensor = self.backend.stored(tensor, buffer.spec)
         if varying and not self.backend.has_lead(tensor, buffer.spec):
             tensor = self.backend.expand(tensor)
+        return tensor
+
+    def _loaded(self, kept: Any, buffer: Buffer) -> Any:
+        """The device's tensor of a kept one; not the kept memory if that may be stored to."""
+        tensor = self.backend.fetch(kept)
+        if buffer in self.stored and tensor is kept:
+            return self.backend.stored(tensor, buffer.spec)
         return tensor
 
     def load_each(self, buffer: Buffer, entries: list[int]) -> Any:
@@ -60,14 +67,12 @@ class RemoteStore:
         tensor = self.get(buffer, entry)
         if self.backend.has_lead(tensor, buffer.spec):
             tensor = self.backend.replica(tensor, replica)
-        if buffer in self.stored:
-            tensor = self.backend.stored(tensor, buffer.spec)
-        return tensor
+        return self._loaded(tensor, buffer)
 
     def store(self, buffer: Buffer, entry: int, tensor: Any) -> None:
         """Replace an entry by a copy of a value."""
         self._check(buffer, entry)
-        self.entries[buffer, entry] = self.backend.stored(tensor, buffer.spec)
+        self.entries[buffer, entry] = self.backend.remote_copy(tensor, buffer.spec)
 
     def store_replica(self, buffer: Buffer, entry: int, tensor: Any, replica: int) -> None:
         """Replace one replica's value of an entry."""
@@ -75,7 +80,7 @@ class RemoteStore:
         lead = self.backend.has_lead(old, buffer.spec)
         count = self.backend.replicas
         parts = [self.backend.replica(old, r) if lead else old for r in range(count)]
-        parts[replica] = self.backend.stored(tensor, buffer.spec)
+        parts[replica] = self.backend.remote_copy(tensor, buffer.spec)
         self.entries[buffer, entry] = self.backend.stack(parts)
 
     def _check(self, buffer: Buffer, entry: int) -> None:

@@ -44,7 +44,7 @@ class Value:
     id: str
     spec: Spec
     graph: Graph
-    kind: str  # "op", "input", "variable" or "constant"
+    kind: str  # "op", "input", "variable", "constant", or "stream" (a name only)
     producer: Op | None = None
     data: Any = None
     by_ref: bool = False

@@ -112,7 +112,8 @@ def _spread(x: torch.Tensor, factors: tuple[int, ...], fill: float) -> torch.Ten
         return x
     sizes = [f * (n - 1) + 1 for n, f in zip(x.shape[2:], factors, strict=True)]
     result = x.new_full((*x.shape[:2], *sizes), fill)
-    result[(..., *(slice(None, None, factor) for factor in factors))] = x
+    every: tuple[Any, ...] = tuple(slice(None, None, factor) for factor in factors)
+    result[(..., *every)] = x
     return result
 
 
