@@ -205,7 +205,9 @@ class VariableFactory:
             empty: take no element. The result is of zeros that occupy no memory.
         """
         if empty:
-            return np.broadcast_to(np.zeros((), self.dtype.as_numpy()), self._host_shape)
+            zero = np.zeros((), self.dtype.as_numpy())
+            zero.flags.writeable = False  # popxl keeps what nobody can write, and copies the rest
+            return np.broadcast_to(zero, self._host_shape)
         groups = self.replica_grouping.num_groups
         if groups == 1:
             return next(self.data_iter)

@@ -24,7 +24,9 @@ def _layers(count: int, side: int, **options: str) -> tuple[popxl.Session, list,
     _options(ir, **options)
     with ir.main_graph, popxl.in_sequence():
         buffer = popxl.remote_buffer((side, side), popxl.float32, entries=count)
-        empty = np.broadcast_to(np.zeros((), "float32"), (side, side))
+        zero = np.zeros((), "float32")
+        zero.flags.writeable = False
+        empty = np.broadcast_to(zero, (side, side))
         weights = [popxl.remote_variable(empty, buffer, n) for n in range(count)]
 
         def layer(h: popxl.Tensor, n: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
