@@ -129,11 +129,19 @@ def public_names(package: str) -> dict[str, str]:
 
 
 def states(package: str) -> dict[str, str]:
-    """State of every public name of a package; members of a missing class are missing too."""
-    found: dict[str, str] = {}
-    for name in public_names(package):
-        owner = name.rpartition(".")[0]
-        found[name] = MISSING if found.get(owner) == MISSING else state(name)
+    """State of every public name of a package.
+
+    A class is missing if all its members are, and members of a missing class are missing too.
+    """
+    found = {name: state(name) for name in public_names(package)}
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in found:
+        members[name.rpartition(".")[0]].append(name)
+    for name, inner in members.items():
+        if name in found and {found[member] for member in inner} == {MISSING}:
+            found[name] = MISSING
+        if found.get(name) == MISSING:
+            found |= dict.fromkeys(inner, MISSING)
     return found
 
 
