@@ -4,6 +4,22 @@ import logging
 
 from popart import session
 from popart._options import SessionOptions
+from popart._types import (
+    AnchorReturnType,
+    CommGroup,
+    CommGroupType,
+    DataFlow,
+    DataType,
+    DeviceInfo,
+    DeviceManager,
+    PyStepIO,
+    PyWeightsIO,
+    ReductionType,
+    SyntheticDataMode,
+    VariableRetrievalMode,
+    VariableSettings,
+    VirtualGraphMode,
+)
 from popxl_torch.ir.errors import (
     popart_exception,
     popart_internal_exception,
@@ -19,8 +35,21 @@ from popxl_torch.ir.errors import (
 )
 
 __all__ = [
+    "AnchorReturnType",
+    "CommGroup",
+    "CommGroupType",
+    "DataFlow",
+    "DataType",
     "DeviceInfo",
+    "DeviceManager",
+    "PyStepIO",
+    "PyWeightsIO",
+    "ReductionType",
     "SessionOptions",
+    "SyntheticDataMode",
+    "VariableRetrievalMode",
+    "VariableSettings",
+    "VirtualGraphMode",
     "getLogger",
     "popart_exception",
     "popart_internal_exception",
@@ -36,16 +65,6 @@ __all__ = [
     "session",
     "versionString",
 ]
-
-
-class DeviceInfo:
-    """A device that a session may run on. The engine makes them; programs only pass them on."""
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-
-    def detach(self) -> None:
-        """Nothing to release: devices are shared."""
 
 
 def versionString() -> str:

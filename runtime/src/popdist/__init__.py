@@ -1,22 +1,6 @@
 """Queries of a distributed launch. Without one there is a single instance."""
 
-from __future__ import annotations
+from popdist import popart
+from popdist._environment import getInstanceIndex, getNumInstances, isPopdistEnvSet
 
-import os
-
-__all__ = ["getInstanceIndex", "getNumInstances", "isPopdistEnvSet"]
-
-
-def isPopdistEnvSet() -> bool:
-    """Whether a popdist launcher started this process. It sets the POPDIST_* variables."""
-    return "POPDIST_NUM_TOTAL_REPLICAS" in os.environ
-
-
-def getInstanceIndex() -> int:
-    """Index of this process among the instances."""
-    return int(os.environ.get("POPDIST_INSTANCE_INDEX", "0"))
-
-
-def getNumInstances() -> int:
-    """Number of processes in the launch."""
-    return int(os.environ.get("POPDIST_NUM_INSTANCES", "1"))
+__all__ = ["getInstanceIndex", "getNumInstances", "isPopdistEnvSet", "popart"]

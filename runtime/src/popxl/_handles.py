@@ -131,7 +131,8 @@ class OpHandle:
 
     def hasInput(self, index: int) -> bool:
         """Whether input ``index`` is connected."""
-        return index < len(self._record.inputs) and self._record.inputs[index] is not None
+        inputs = self._record.inputs
+        return 0 <= index < len(inputs) and inputs[index] is not None
 
     def inTensor(self, index: int) -> TensorHandle:
         """Input ``index``; IndexError if it is not connected."""
@@ -141,7 +142,9 @@ class OpHandle:
         return TensorHandle(value)
 
     def outTensor(self, index: int) -> TensorHandle:
-        """Output ``index``."""
+        """Output ``index``; IndexError if there is none."""
+        if not 0 <= index < len(self._record.outputs):
+            raise IndexError(f"{self.debugName()} has no output at index {index}")
         return TensorHandle(self._record.outputs[index])
 
     def getInputTensors(self) -> list[TensorHandle]:

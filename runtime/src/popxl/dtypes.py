@@ -148,7 +148,7 @@ def _lookup(value: Any) -> dtype | None:
         return dtype._instances.get(name)
     try:
         wanted = np.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         return None
     for found in dtype._instances.values():
         if found._facts.numpy == wanted:

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, List, Literal, Tuple
 
 import popart
 import popdist
@@ -27,9 +27,7 @@ class Ir:
 
     def __init__(self, replication: int | Literal["popdist"] = 1) -> None:
         """``replication`` replicas; ``"popdist"`` takes the number from the launch environment."""
-        if replication == "popdist":
-            replication = int(os.environ.get("POPDIST_NUM_TOTAL_REPLICAS", "1"))
-        self._program = records.Program(next(_IR_IDS), replication=int(replication))
+        self._program = records.Program(next(_IR_IDS))
         self._program.options = popart.SessionOptions()
         self._program.frontend = self
         self._program.graphs[""] = records.Graph("", self._program)
@@ -37,6 +35,9 @@ class Ir:
         self._graphs: dict[records.Graph, Graph] = {}
         self._streams: dict[records.Stream, Stream] = {}
         self._stale = False
+        if replication == "popdist":
+            popdist.popart.configureSessionOptions(self._program.options)
+            replication = self._program.options.replicatedGraphCount
         self._set_replication(int(replication))
         cache = os.environ.get("POPXL_CACHE_DIR") or os.environ.get("POPART_CACHE_DIR")
         if cache:
@@ -80,8 +81,11 @@ class Ir:
 
     @property
     def replication_factor(self) -> int:
-        """Number of replicas; RuntimeError when set after a session was made."""
-        return self._program.replication
+        """Number of replicas of all processes; RuntimeError when set after a session was made."""
+        options = self._program.options
+        if options.enableDistributedReplicatedGraphs:
+            return options.globalReplicationFactor
+        return self.instance_replication_factor
 
     @replication_factor.setter
     def replication_factor(self, value: int) -> None:
@@ -90,15 +94,16 @@ class Ir:
         self._set_replication(value)
 
     def _set_replication(self, value: int) -> None:
-        self._program.replication = value
         self._program.options.replicatedGraphCount = value
         if value > 1:
             self._program.options.enableReplicatedGraphs = True
+        self._program.replication = self.replication_factor
 
     @property
     def instance_replication_factor(self) -> int:
         """Replicas of this process."""
-        return self._program.replication // popdist.getNumInstances()
+        options = self._program.options
+        return options.replicatedGraphCount if options.enableReplicatedGraphs else 1
 
     def create_empty_graph(self, name: str | None = None) -> Graph:
         """A sub-graph without inputs; fill it inside ``with graph:``."""
@@ -171,9 +176,12 @@ class Ir:
 
     def dot_checkpoint(self, check: str, save_dir: Path | str | None = None) -> None:
         """Would write a picture of the graphs; records the request only."""
+        options = self._program.options
         if save_dir is not None:
             Path(save_dir).mkdir(parents=True, exist_ok=True)
-            self._program.options.logDir = str(save_dir)
+            options.logDir = str(save_dir)
+        if "POPART_DOT_CHECKS" not in os.environ and not options.dotChecks:
+            options.dotChecks = {"All"}
 
     def __hash__(self) -> int:
         return self.id
@@ -196,8 +204,9 @@ def _new_input(value: Any, name: str, by_ref: bool) -> Tensor:
 
 
 def _by_ref_elements(annotation: Any) -> bool:
-    """Whether an annotation is exactly List[TensorByRef] or Tuple[TensorByRef]."""
-    return get_origin(annotation) in (list, tuple) and get_args(annotation) == (TensorByRef,)
+    """Whether an annotation is List[TensorByRef] or Tuple[TensorByRef] of ``typing``. (quirk) No
+    other spelling counts."""
+    return annotation in (List[TensorByRef], Tuple[TensorByRef])  # type: ignore[valid-type]
 
 
 def _has_tensors(values: list[Any], name: str) -> bool:

@@ -154,16 +154,12 @@ class ReplicaGrouping:
         return [device_map.index(group) for group in range(self.num_groups)]
 
     def transpose(self) -> ReplicaGrouping:
-        """The grouping of the k-th members: swaps who shares and who differs."""
-        first: dict[int, int] = {}
-        position: dict[int, int] = {}
+        """Group k is the k-th members of the groups: swaps who shares and who differs."""
+        members = [0] * self.num_groups
         assignment = []
         for group in self._assignment:
-            k = position.get(group, 0)
-            position[group] = k + 1
-            assignment.append(first.setdefault(k, len(first)))
-        if self.is_const and self._stride() * self.group_size == len(self._assignment):
-            return ReplicaGrouping._strided(self._ir, 1, self._stride())
+            assignment.append(members[group])
+            members[group] += 1
         return ReplicaGrouping._make(self._ir, assignment)
 
     def __eq__(self, other: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,12 +11,13 @@ import popart
 from popxl import dtypes
 from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
-from popxl.tensor import Constant, HostScalarTensor, Variable
+from popxl.tensor import Constant, HostScalarTensor, Variable, _is_frozen
 from popxl.utils import to_numpy
 from popxl_torch.ir.errors import popart_runtime_error
 
 if TYPE_CHECKING:
     from popxl_torch.executor.engine import Engine
+    from popxl_torch.ir import records
 
 d2hStreamBufferMaps = Mapping[DeviceToHostStream, np.ndarray]
 h2dStreamBufferMaps = Mapping[HostToDeviceStream, HostScalarTensor]
@@ -45,16 +47,19 @@ class Session:
 
         Raises:
             ValueError: an unknown device, or ``cpu`` for a program with several replicas or IPUs.
-            RuntimeError: a program without ops, or a device that is not there.
+            RuntimeError: nothing remains when unused variables and uncalled graphs are dropped.
             popart_exception: the program is not well-formed.
         """
         from popxl_torch.executor.engine import Engine
         from popxl_torch.settings import read_settings
 
         self._ir = ir
+        self._can_attach = True
+        _remove_unused(ir._program)
         self._check_device(device_desc)
-        if not any(graph.ops for graph in ir._program.graphs.values()):
-            raise RuntimeError("The Ir has no graphs: nothing remains to be run.")
+        if ir.replication_factor != ir.instance_replication_factor:
+            raise NotImplementedError("One process runs all replicas: launch a single instance.")
+        ir._program.replication = ir.replication_factor
         settings = read_settings(ir._program.options.engineOptions)
         self._engine: Engine = Engine(ir._program, settings)
         ir._program.prepared = True
@@ -62,6 +67,8 @@ class Session:
         self._outputs = {s._record: s for s in ir.get_all_d2h_streams()}
         self._was_attached_stack: list[Any] = []
         self._device: Any = popart.DeviceInfo(settings.device or "cpu")
+        if isinstance(device_desc, popart.DeviceInfo):
+            self._device = device_desc
         self._attached = False
         self._stale = False
         self._read_only = any(
@@ -69,9 +76,14 @@ class Session:
             for v in self._engine.variables
         )
         self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
+        if self._device.isAttached:
+            self._attach()
 
     def _check_device(self, device_desc: Any) -> None:
         if isinstance(device_desc, popart.DeviceInfo):
+            return
+        if os.environ.get("POPXL_OFFLINE_DEVICE"):
+            self._can_attach = False
             return
         if device_desc not in _DEVICES:
             raise ValueError(
@@ -80,7 +92,8 @@ class Session:
         ipus = 1 + max(
             (op.ipu for g in self._ir._program.graphs.values() for op in g.ops), default=0
         )
-        needed = ipus * self._ir.instance_replication_factor
+        wanted = ipus * self._ir.instance_replication_factor
+        needed = 1 << (wanted - 1).bit_length()
         if device_desc == "cpu" and needed > 1:
             raise ValueError(
                 f"The program needs {needed} devices, but multiple devices (replicas or IPUs) are"
@@ -114,11 +127,21 @@ class Session:
     # -- context ----------------------------------------------------------------------------
 
     def __enter__(self) -> Session:
-        self._was_attached_stack.append(self._attached)
-        if not self._attached:
-            self._attached = True
-            self.weights_from_host()
+        attached = self._attached
+        if not attached:
+            self._attach()
+        self._was_attached_stack.append(attached)
         return self
+
+    def _attach(self) -> None:
+        if not self._can_attach:
+            raise RuntimeError("Could not attach: the session was compiled for an offline device.")
+        self._attached = True
+        try:
+            self.weights_from_host()
+        except BaseException:
+            self._attached = False
+            raise
 
     def __exit__(self, exc_type: object, exc_value: object, exc_tb: object) -> None:
         if self._was_attached_stack.pop():
@@ -162,7 +185,10 @@ class Session:
     def get_tensors_data(
         self, tensors: Iterable[Variable | Constant]
     ) -> dict[Constant | Variable, np.ndarray]:
-        """Values of several variables and constants; see :meth:`get_tensor_data`."""
+        """Values of several variables and constants; see :meth:`get_tensor_data`.
+
+        (quirk) The argument is walked twice: a generator gives an empty dict.
+        """
         from popxl_torch.executor.variables import retrieved
 
         for tensor in tensors:
@@ -184,7 +210,7 @@ class Session:
         self.write_variables_data({tensor: data})
 
     def write_variables_data(self, tensors: dict[Variable, np.ndarray]) -> None:
-        """Set values of variables. Read-only arrays of any strides are adopted, others copied.
+        """Set values of variables. Arrays that nobody can write are adopted, others copied.
 
         While attached, all host values are sent to the device once. (quirk) Values that a run
         changed and nobody fetched revert.
@@ -226,7 +252,7 @@ class Session:
         if store.memmap is not None:
             store.memmap[...] = data
         else:
-            store.host = data if not data.flags.writeable else np.array(data)
+            store.host = data if _is_frozen(data) else np.array(data)
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -275,7 +301,11 @@ class Session:
         outputs: d2hStreamBufferMaps | None = None,
         downcast_inputs: bool = True,
     ) -> None:
-        """As :meth:`run`, but fills the given arrays in place."""
+        """As :meth:`run`, but fills the given arrays in place.
+
+        [defect] Output arrays of another dtype than their stream's were overwritten with raw bytes;
+        they are refused.
+        """
         self._check_attached()
         arrays = self._validate_run_inputs(inputs or {}, downcast_inputs)
         targets = self._validate_run_outputs(outputs or {})
@@ -301,34 +331,73 @@ class Session:
 
     def _validate_run_outputs(self, outputs: Mapping) -> dict[Any, np.ndarray]:
         _check_streams("output", set(outputs), self._expected_outputs())
-        return {
-            stream._record: self._checked_shape("Output", stream, array)
-            for stream, array in outputs.items()
-        }
+        targets = {}
+        for stream, array in outputs.items():
+            wanted = stream.dtype.as_numpy()
+            if array.dtype != wanted:
+                raise popart_runtime_error(
+                    f"Type discrepancy for stream {stream.tensor_id}: expected {wanted}, got"
+                    f" {array.dtype}"
+                )
+            target = self._checked_shape("Output", stream, array)
+            if not np.may_share_memory(target, array):
+                raise ValueError(f"The output array for {stream} cannot be filled in place.")
+            targets[stream._record] = target
+        return targets
 
     def _checked_shape(self, what: str, stream: Any, array: np.ndarray) -> np.ndarray:
         transfers, replicas = self._ir.num_host_transfers, self._ir.instance_replication_factor
         expected = self._full_input_shape(stream.shape)
         leading = len(expected) - len(stream.shape)
-        count = int(np.prod(stream.shape, dtype=np.int64))
-        if array.shape != expected and count == 1 and array.size == int(np.prod(expected)):
-            return array.reshape(expected)  # one element per transfer and replica, however shaped
-        if len(array.shape) != len(expected) or array.shape[leading:] != expected[leading:]:
-            raise ValueError(
-                f"Shape mismatch: {what} array for stream {stream} has shape {array.shape},"
-                f" expected {expected} ({transfers} transfers, {replicas} replicas)."
-            )
-        if transfers > 1 and array.shape[0] < transfers:
+        if array.shape == expected:
+            return array
+        if stream._record.spec.nelms == 1:
+            if array.size == int(np.prod(expected)):
+                return array.reshape(expected)  # one element each, however shaped
+            if array.ndim >= leading and int(np.prod(array.shape[leading:])) == 1:
+                array = array.reshape((*array.shape[:leading], *stream.shape))
+        if transfers > 1 and array.ndim and array.shape[0] < transfers:
             raise ValueError(
                 f"{what} array for stream {stream}: dimension 0 of {array.shape} is not large"
                 f" enough for {transfers} transfers."
             )
-        if replicas > 1 and array.shape[leading - 1] != replicas:
+        if replicas > 1 and array.ndim >= leading and array.shape[leading - 1] != replicas:
             raise ValueError(
                 f"{what} array for stream {stream}: the replica dimension of {array.shape} is the"
                 f" wrong size, expected {replicas}."
             )
+        if array.ndim != len(expected) or array.shape[leading:] != expected[leading:]:
+            raise ValueError(
+                f"Shape mismatch: {what} array for stream {stream} has shape {array.shape},"
+                f" expected {expected} ({transfers} transfers, {replicas} replicas)."
+            )
         return array
+
+
+def _remove_unused(program: records.Program) -> None:
+    """Drop graphs that nothing calls, then variables of no op unless they are remote.
+
+    Raises:
+        RuntimeError: nothing remains.
+    """
+    main = program.main
+    reached = {main.id: main}
+    pending = [main]
+    while pending:
+        for op in pending.pop().ops:
+            for graph in op.graphs:
+                if graph.id not in reached:
+                    reached[graph.id] = graph
+                    pending.append(graph)
+    for graph_id in [graph_id for graph_id in program.graphs if graph_id not in reached]:
+        del program.graphs[graph_id]
+    used = {value for op in main.ops for value in op.inputs} | set(main.outputs)
+    variables = [value for value in main.values.values() if value.kind == "variable"]
+    for value in variables:
+        if value not in used and value.data.buffer is None:
+            del main.values[value.id]
+    if not main.ops and not any(value.data.buffer is not None for value in variables):
+        raise RuntimeError("The Ir has no graphs: nothing remains to be run.")
 
 
 def _check_streams(what: str, given: set, expected: set) -> None:
@@ -356,6 +425,16 @@ class _SessionHandle:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+
+    def writeWeights(self, io: Any) -> None:
+        """Host arrays are the weights: there is nothing to write."""
+
+    def readWeights(self, io: Any) -> None:
+        """Host arrays are the weights: there is nothing to read."""
+
+    def copyDeviceWeightsToHost(self) -> None:
+        """Fetch the weights."""
+        self._session.weights_to_host()
 
     def setEngineIsLoaded(self, value: bool) -> None:
         """Nothing is loaded to a device that would have to be loaded again."""

@@ -7,12 +7,15 @@ from typing import Any
 
 from popxl import dtypes
 from popxl.context import get_current_context
-from popxl.tensor import TensorSpec
+from popxl.tensor import TensorSpec, _add_value
 from popxl_torch.ir import records
 
 
 class Stream:
-    """A named channel to or from the host; ``shape`` is that of one transfer on one replica."""
+    """A named channel to or from the host; ``shape`` is that of one transfer on one replica.
+
+    Its tensor belongs to the main graph, whichever graph is current.
+    """
 
     _record: records.Stream
 
@@ -21,16 +24,11 @@ class Stream:
 
     @classmethod
     def _make(cls, shape: Iterable[int], dtype: dtypes.dtype, name: str) -> Any:
-        ctx = get_current_context()
-        main = ctx.main_graph
-        base = "/".join([*ctx.name_scopes, name])
-        taken = {stream.id for stream in main.ir._program.streams} | main._record.values.keys()
-        stream_id = base
-        if base in taken:
-            stream_id = f"{base}__t{next(main.ir._program.tensor_ids)}"
-        self = cls.__new__(cls)
+        main = get_current_context().main_graph
         spec = records.Spec(tuple(int(n) for n in shape), dtype.name)
-        self._record = records.Stream(stream_id, spec, cls is HostToDeviceStream)
+        tensor = _add_value(main, name, spec, "stream")
+        self = cls.__new__(cls)
+        self._record = records.Stream(tensor.id, spec, cls is HostToDeviceStream)
         main.ir._program.streams.append(self._record)
         main.ir._streams[self._record] = self
         return self
@@ -64,7 +62,8 @@ class Stream:
     def __str__(self) -> str:
         return f"{type(self).__name__} Tensor[{self.tensor_id} {self.dtype} {self.shape}]"
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 class HostToDeviceStream(Stream):

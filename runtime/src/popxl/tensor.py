@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union
 
@@ -15,6 +16,8 @@ from popxl.typing_ import NewAliasAnnotation
 from popxl.utils import to_numpy
 from popxl_torch.ir import records
 from popxl_torch.ir.errors import popart_exception
+
+_LOG = logging.getLogger("popxl")
 
 if TYPE_CHECKING:
     from popxl.ir import Ir
@@ -412,17 +415,27 @@ def _host_copy(
     log2_scale: int | None,
     nan_on_overflow: builtins.bool | None,
 ) -> tuple[np.ndarray, dtypes.dtype]:
-    """Data for a variable: memory maps and read-only arrays are adopted, others are copied."""
+    """Data for a variable: memory maps and frozen arrays are adopted, others are copied."""
     if _is_fp8_array(data) and dtype is None:
         raise TypeError("A float8 array needs an explicit dtype.")
-    read_only = isinstance(data, np.ndarray) and not data.flags.writeable
-    if read_only and not isinstance(data, np.memmap):
+    if _is_frozen(data) and not isinstance(data, np.memmap):
         wanted = dtype.as_numpy() if dtype is not None else data.dtype
         if data.dtype == wanted and (dtype is not None or not _would_downcast(data, downcast)):
             return data, dtype or dtypes.dtype.as_dtype(data.dtype)
     keep = isinstance(data, np.memmap)
     array = to_numpy(data, dtype, downcast, not keep, log2_scale, nan_on_overflow)
     return array, dtype or dtypes.dtype.as_dtype(array.dtype)
+
+
+def _is_frozen(data: Any) -> builtins.bool:
+    """Whether ``data`` is an array that nobody can write: it and all that it is a view of."""
+    if not isinstance(data, np.ndarray):
+        return False
+    while isinstance(data, np.ndarray):
+        if data.flags.writeable:
+            return False
+        data = data.base
+    return True
 
 
 def _would_downcast(data: np.ndarray, downcast: builtins.bool) -> builtins.bool:
@@ -499,6 +512,9 @@ def _new_variable(
         )
     grouping = graph.ir.replica_grouping() if grouping is None else grouping
     grouping._check_tiling(popart_exception)
+    if isinstance(array, np.memmap) and not grouping.is_const:
+        _LOG.warning("Variable %s: its data are rearranged, so its np.memmap is copied", name)
+        array = np.array(array)
     shape = tuple(array.shape)
     groups = grouping.num_groups
     if groups > 1:
@@ -536,7 +552,8 @@ def variable(
 
     Args:
         data: initial value, with a leading axis of one element per replica group if there are
-            several groups. Read-only arrays and memory maps are adopted, others copied.
+            several groups. Memory maps are used in place; arrays that nobody can write are
+            adopted; others are copied.
         dtype: data type; inferred (and downcast to 32 bit) if not given.
         name: debug name.
         downcast: see ``to_numpy``.

@@ -53,7 +53,7 @@ def to_numpy(
         x = x.detach().cpu().numpy()
     if is_fp8:
         assert dtype is not None
-        return _to_float8(x, dtype, log2_scale or 0, nan_on_overflow is not False)
+        return _to_float8(x, dtype, log2_scale or 0, nan_on_overflow is not False, copy)
     array = np.asarray(x)
     wanted = dtype.as_numpy() if dtype is not None else array.dtype
     if dtype is None and downcast:
@@ -73,12 +73,14 @@ def _checked_memmap(x: np.memmap, dtype: dtypes.dtype | None, copy: bool) -> np.
     return np.array(x) if copy else x
 
 
-def _to_float8(x: Any, dtype: dtypes.dtype, log2_scale: int, nan_on_overflow: bool) -> np.ndarray:
+def _to_float8(
+    x: Any, dtype: dtypes.dtype, log2_scale: int, nan_on_overflow: bool, copy: bool
+) -> np.ndarray:
     from popxl.fp8_utils import host_pow2scale_cast_to_fp8
 
     array = np.asarray(x)
     if array.dtype == dtype.as_numpy():
-        return np.ascontiguousarray(array)
+        return np.array(array, order="C") if copy else np.asarray(array, order="C")
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(f"Conversion from {array.dtype} is not supported for float8 tensors.")
     return host_pow2scale_cast_to_fp8(array, dtype, log2_scale, nan_on_overflow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from popxl.context import get_current_context
@@ -95,10 +95,10 @@ def _check_specs(graph: Graph, bound: list[Tensor | None]) -> None:
             )
 
 
-def _flag_by_ref(info: CallSiteInfo, graph: Graph) -> None:
-    for index, graph_input in enumerate(graph.inputs):
-        if graph_input._value.by_ref:
-            info._op_record.attrs["modified"].add(index)
+def _flag_by_ref(info: CallSiteInfo, graph: Graph, parents: Sequence[Tensor | None]) -> None:
+    for graph_input, parent in zip(graph.inputs, parents, strict=True):
+        if graph_input._value.by_ref and parent is not None:
+            info.set_parent_input_modified(parent)
 
 
 class CallSiteInfo:
@@ -135,7 +135,9 @@ class CallSiteInfo:
         return idx
 
     def graph_to_parent_output_index(self, idx: int) -> int:
-        """Op output index of graph output ``idx``."""
+        """Op output index of graph output ``idx``; IndexError for a loop's condition."""
+        if self._offset and idx == 0:
+            raise IndexError("The condition of a loop is no output of the op.")
         return idx - (1 if self._offset else 0)
 
     def parent_to_graph_output_index(self, idx: int) -> int:
@@ -209,6 +211,7 @@ def call(
         ValueError: too many, missing or doubly given inputs, or tensors of other graphs.
         TypeError: a value that cannot become a tensor.
         popart_exception: shape, dtype or meta shape differs from the graph input's.
+        popart_internal_exception: a tensor taken by reference is also another input.
     """
     return call_with_info(graph, *inputs, inputs_dict=inputs_dict).outputs
 
@@ -235,5 +238,5 @@ def call_with_info(
         specs=[value.spec for value in outputs],
     )
     info = CallSiteInfo._of(made[-1])
-    _flag_by_ref(info, graph)
+    _flag_by_ref(info, graph, bound)
     return info

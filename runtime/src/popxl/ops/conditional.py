@@ -50,11 +50,16 @@ class ConditionalSiteInfo(CallSiteInfo):
         return idx - 1 - (0 if then else self._num_then)
 
     def graph_to_parent_output_index(self, idx: int, then_branch: bool = True) -> int:
-        """Op output index of a branch's output ``idx``."""
-        return idx
+        """Op output index of a branch's output ``idx``; IndexError when out of range."""
+        return self._checked_output(idx)
 
     def parent_to_graph_output_index(self, idx: int, then_branch: bool = True) -> int:
-        """A branch's output index of op output ``idx``."""
+        """A branch's output index of op output ``idx``; IndexError when out of range."""
+        return self._checked_output(idx)
+
+    def _checked_output(self, idx: int) -> int:
+        if not 0 <= idx < len(self._op_record.outputs):
+            raise IndexError(f"The conditional has no output {idx}.")
         return idx
 
     def graph_to_parent(self, graph_tensor: Tensor) -> Tensor:

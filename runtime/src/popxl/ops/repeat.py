@@ -61,17 +61,19 @@ def repeat_with_info(
                 f"Repeat of graph {graph.id}: output {out} cannot be carried to input {carried}"
             )
     wrapper = _wrap(graph, [t for t in bound if t is not None])
-    made = get_current_context().graph._record.ops
+    current = get_current_context().graph._record
+    scope = f"{current.id}/" if current.id else ""
     _create_op(
         "Loop",
         [None, None, *bound],
         {"count": int(repeat_count), "modified": set()},
-        names=[f"{value.name}" for value in outputs],
+        names=[value.name for value in outputs],
         graphs=(wrapper._record,),
         specs=[value.spec for value in outputs],
+        ids=[f"{scope}{v.name}__t{next(current.program.tensor_ids)}" for v in outputs],
     )
-    info = CallSiteInfo._of(made[-1])
-    _flag_by_ref(info, graph)
+    info = CallSiteInfo._of(current.ops[-1])
+    _flag_by_ref(info, graph, bound)
     return info
 
 

@@ -35,6 +35,7 @@ def _create_op(
     *,
     graphs: tuple[records.Graph, ...] = (),
     specs: Sequence[records.Spec] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> list[Tensor]:
     """Append an op to the current graph and return its outputs.
 
@@ -45,6 +46,7 @@ def _create_op(
         names: debug names of the outputs, one each; name scopes are added here.
         graphs: sub-graphs, for control flow.
         specs: output specs; by default the kind's ``infer`` rule gives them.
+        ids: full and unique ids of the outputs, instead of the ones made from ``names``.
 
     Raises:
         popart_exception: the infer rule rejects the inputs.
@@ -70,8 +72,9 @@ def _create_op(
     )  # fmt: skip
     if len(specs) != len(names):
         raise ValueError(f"{kind}: {len(specs)} outputs but {len(names)} names")
-    for spec, name in zip(specs, names, strict=True):
-        value = records.Value(graph._create_tensor_id(name), spec, graph._record, "op", op)
+    for index, (spec, name) in enumerate(zip(specs, names, strict=True)):
+        value_id = graph._create_tensor_id(name) if ids is None else ids[index]
+        value = records.Value(value_id, spec, graph._record, "op", op)
         value.ipu, value.tile_set = op.ipu, op.tile_set
         graph._record.values[value.id] = value
         op.outputs.append(value)

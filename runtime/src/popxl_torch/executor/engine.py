@@ -64,9 +64,11 @@ class Engine:
     # -- weights ----------------------------------------------------------------------------
 
     def weights_from_host(self) -> None:
-        """Send every variable to the device: views where host and device are one memory."""
+        """Send every variable to the device: views where host and device are one memory.
+
+        Entries of remote buffers that no variable covers keep what runs stored there.
+        """
         self.memory.states.clear()
-        self.memory.remote.entries.clear()
         self.varying = varying_sources(self.variables)
         for value in self.variables:
             data = value.data
@@ -77,6 +79,8 @@ class Engine:
             else:
                 tensor = self.memory.states[value] = self.backend.from_host(layout, value.spec)
             self.uploaded[value] = tensor
+            data.retrieved = None
+        self.varying.buffers |= self.memory.remote.varying_buffers()
         self._run_fragment("from_host")
 
     def weights_to_host(self) -> None:

@@ -38,6 +38,14 @@ class RemoteStore:
             found = self.entries[buffer, entry] = self.backend.remote_zeros(buffer.spec)
         return found
 
+    def varying_buffers(self) -> set[Buffer]:
+        """Buffers of which some entry differs between replicas."""
+        return {
+            buffer
+            for (buffer, _), tensor in self.entries.items()
+            if self.backend.has_lead(tensor, buffer.spec)
+        }
+
     def load(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """An entry's value, with the replica axis if ``varying``."""
         kept = self.get(buffer, entry)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Literal
 
+from popart import CommGroup as CommGroup
+from popart import CommGroupType as CommGroupType
 from popxl.context import get_current_context
 from popxl.replica_grouping import ReplicaGrouping
 
@@ -24,23 +25,6 @@ OP_MAP: dict[str, str] = {
     "square_add": "square_add",
     "local": "local",
 }
-
-
-class CommGroupType(Enum):
-    """How older programs named groups of replicas."""
-
-    All = auto()
-    Consecutive = auto()
-    Orthogonal = auto()
-    Ungrouped = auto()
-
-
-class CommGroup:
-    """A group type and size, as older programs named groups. Functions take ReplicaGrouping."""
-
-    def __init__(self, type: CommGroupType = CommGroupType.All, replicaGroupSize: int = 0) -> None:
-        self.type = type
-        self.replicaGroupSize = replicaGroupSize
 
 
 def to_collective_op(op: CollectiveOps) -> str:
