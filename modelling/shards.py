@@ -43,8 +43,14 @@ def take(tensors: Arrays, name: str, shape: tuple[int, ...], dtype: np.dtype) ->
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """Makes a new array read-only: an engine may keep it then, instead of a copy."""
-    array.flags.writeable = False
+    """Makes a new array read-only: an engine may keep it then, instead of a copy.
+
+    What it is a view of becomes read-only with it, or a write there could still change it.
+    """
+    owner = array
+    while isinstance(owner, np.ndarray):
+        owner.flags.writeable = False
+        owner = owner.base
     return array
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from modelling.shards import (
     column_shards,
+    frozen,
     prefixed,
     row_shards,
     take,
@@ -85,6 +86,14 @@ def test_take_copies_only_to_convert():
 def test_take_says_what_is_wrong_with_a_tensor(tensors: dict, message: str):
     with pytest.raises(UserError, match=message):
         take(tensors, "a.w", (2, 3), np.dtype("float32"))
+
+
+def test_a_frozen_array_cannot_be_changed_through_what_it_views():
+    whole = np.zeros(6)
+    view = frozen(whole.reshape(2, 3)[1:])
+    assert not view.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        whole[4] = 1
 
 
 def test_prefixes_keep_order_and_arrays():
