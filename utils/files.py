@@ -18,7 +18,7 @@ def atomic_file(path: str | os.PathLike[str], needed_bytes: int = 0) -> Iterator
     """Opens a temporary file beside ``path`` that takes its place when the block ends well.
 
     Args:
-        path: the final name; a file of that name is replaced.
+        path: the final name; a plain file of that name is replaced.
         needed_bytes: bytes that will be written, checked against the free space first.
 
     Yields:
@@ -26,7 +26,8 @@ def atomic_file(path: str | os.PathLike[str], needed_bytes: int = 0) -> Iterator
         under the final name.
 
     Raises:
-        UserError: the folder is missing, not writable or too full.
+        UserError: the folder is missing, not writable or too full, or the name is taken by
+            something that is no plain file.
     """
     path = Path(path)
     folder = path.parent
@@ -34,6 +35,8 @@ def atomic_file(path: str | os.PathLike[str], needed_bytes: int = 0) -> Iterator
     try:
         if path.is_dir():
             raise UserError(f"{path}: cannot write the file, it is a folder; name a file inside it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: cannot write the file, it is a device or pipe; name a file")
         free_bytes = shutil.disk_usage(folder).free
         if needed_bytes > free_bytes:
             raise UserError(

@@ -71,19 +71,19 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(302, {"Location": target, "Content-Length": 0})
 
     def get_silent(self, _: str) -> None:
-        time.sleep(2)
+        time.sleep(10)
 
     def get_drip(self, _: str) -> None:
         self.answer(200, {"Content-Length": 1000})
         for _i in range(100):
             self.wfile.write(b"x")
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def get_slow_headers(self, _: str) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
         for i in range(100):
             self.wfile.write(f"X-{i}: y\r\n".encode())
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def get_nonsense(self, _: str) -> None:
         self.wfile.write(b"\x00\xff nonsense\r\n\r\n")
@@ -187,7 +187,7 @@ def test_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_waits_are_limited(server: str) -> None:
     started = time.monotonic()
     assert "no answer within 0.1 s" in refusal(f"{server}/silent", wait_s=0.1)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("path", ["drip", "slow_headers"])
@@ -195,7 +195,7 @@ def test_whole_download_is_limited(server: str, path: str) -> None:
     started = time.monotonic()
     message = refusal(f"{server}/{path}", timeout_s=0.3, wait_s=5)
     assert "too long" in message or "longer than 0.3 s" in message
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 5
 
 
 def test_answer_that_is_no_http(server: str) -> None:

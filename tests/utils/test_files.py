@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def test_any_error_leaves_the_old_file(tmp_path: Path, error: type[BaseException
 
 
 def test_unusable_places_are_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
     for path, words in (
+        (tmp_path / "pipe", "is a device or pipe"),
         (tmp_path / "no" / "a.bin", "no such file"),
         (tmp_path, "is a folder"),
         (tmp_path / ("x" * 300), "too long"),
