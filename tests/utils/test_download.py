@@ -278,5 +278,5 @@ def test_no_network_is_one_line_at_once(
     started = time.monotonic()
     with pytest.raises(UserError, match="Name or service not known"):
         fetch_checkpoint(tmp_path)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert capfd.readouterr() == ("", "")
