@@ -16,28 +16,9 @@ import pytest
 
 API = json.loads((Path(__file__).parents[1] / "api" / "popxl-addons-api.json").read_text())
 
-# Classes that only their own module uses, of features that are not implemented.
-NOT_PROVIDED = (
-    "popxl_addons.transforms.pipelining.PipelineBoundGraph",
-    "popxl_addons.transforms.pipelining.Pipelining",
-    "popxl_addons.transforms.pipelining.StageContext",
-    "popxl_addons.transforms.pipelining.Stash",
-    "popxl_addons.transforms.pipelining.Restore",
-    "popxl_addons.ops.fp8_mse_scale.fp8_mse_scale.CandidateConfig",
-)
+CALLABLES = sorted(name for name, symbol in API["symbols"].items() if "params" in symbol)
 
-
-def provided(name: str) -> bool:
-    return not any(name == left or name.startswith(left + ".") for left in NOT_PROVIDED)
-
-
-CALLABLES = sorted(
-    name for name, symbol in API["symbols"].items() if "params" in symbol and provided(name)
-)
-
-CLASSES = [
-    name for name, symbol in API["symbols"].items() if symbol["kind"] == "class" and provided(name)
-]
+CLASSES = [name for name, symbol in API["symbols"].items() if symbol["kind"] == "class"]
 
 
 def find(name: str) -> Any:
@@ -83,9 +64,7 @@ def test_signature(name: str):
     assert parameters(found) == expected_parameters(symbol)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, s in API["symbols"].items() if s["kind"] == "class" and provided(n)]
-)
+@pytest.mark.parametrize("name", [n for n, s in API["symbols"].items() if s["kind"] == "class"])
 def test_class(name: str):
     assert inspect.isclass(find(name))
 
