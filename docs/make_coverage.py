@@ -76,7 +76,7 @@ def unwrapped(found: Any) -> Any:
 
 
 def only_raises(function: Any) -> bool:
-    """Whether a function's body is only a raise that says "not implemented", or a call of its helper.
+    """Whether a function only raises, with "not implemented" as its reason, or calls the helper.
 
     Other raises of NotImplementedError are meant so: of methods to override, say.
     """
