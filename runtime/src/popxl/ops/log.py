@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from popxl.context import op_debug_context
 from popxl.ops._families import define_elementwise, unary
 from popxl.ops.div import div
@@ -25,5 +23,5 @@ def log(t: Tensor) -> Tensor:
 
 @op_debug_context
 def log2(t: Tensor) -> Tensor:
-    """Logarithm to base 2 of each element, made of ``log(t) / log(2)``; raises as :func:`log`."""
-    return div(log(t), constant(math.log(2), t.dtype, "log2"))
+    """Logarithm to base 2 of each element, made of two logarithms; raises as :func:`log`."""
+    return div(log(t), log(constant(2, t.dtype, "log2")))
