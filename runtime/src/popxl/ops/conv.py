@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, List, Literal, Optional, Tuple, get_args
 
 from popxl.context import get_current_context, op_debug_context
-from popxl.errors import _not_implemented
+from popxl.ops.matmul import pow2scaled_attrs
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -29,7 +29,7 @@ def _infer_conv(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
             " weight (out, in/groups, *kernel) with out divisible by groups"
         )
     sizes = window_count(t.shape[2:], weight.shape[2:], attrs)
-    return [Spec((t.shape[0], weight.shape[0], *sizes), t.dtype)]
+    return [Spec((t.shape[0], weight.shape[0], *sizes), attrs.get("dtype", t.dtype))]
 
 
 def _infer_transpose(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
@@ -46,7 +46,8 @@ def _infer_transpose(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spe
     if any(d != 1 for d in attrs["dilations"]):
         raise popart_exception(f"conv_transpose: dilation must be 1s, not {attrs['dilations']}")
     sizes = transposed_windows(t.shape[2:], weight.shape[2:], attrs)[0]
-    return [Spec((t.shape[0], weight.shape[1] * attrs["groups"], *sizes), t.dtype)]
+    channels = weight.shape[1] * attrs["groups"]
+    return [Spec((t.shape[0], channels, *sizes), attrs.get("dtype", t.dtype))]
 
 
 def _spatial_rank(t: Any, weight: Any) -> int:
@@ -178,6 +179,7 @@ def conv_transpose(
     return _create_op("ConvTranspose", [t, weight], attrs, ["convtranspose_out"])[0]
 
 
+@op_debug_context
 def conv_pow2scaled(
     t: Tensor,
     weight: Tensor,
@@ -190,14 +192,19 @@ def conv_pow2scaled(
     available_memory_proportions: Optional[List[float]] = None,
     enable_conv_dithering: Optional[List[int]] = None,
 ) -> Tensor:
-    """float8 convolution times ``2 ** log2_scale``. Not built yet.
+    """float8 convolution times ``2 ** log2_scale``, as float16.
 
-    Raises:
-        NotImplementedError: always.
+    Arguments as in :func:`conv` and :func:`popxl.ops.matmul_pow2scaled`, which also say what is
+    raised.
     """
-    _not_implemented("popxl.ops.conv_pow2scaled")
+    attrs = pow2scaled_attrs(t, weight, log2_scale)
+    check_in_graph(get_current_context().graph, t=t, weight=weight, log2_scale=log2_scale)
+    check_tensor_ipu_and_tile_set(t=t, weight=weight, log2_scale=log2_scale)
+    attrs |= _attrs(stride, padding, dilation, groups, pad_type)
+    return _create_op("Conv", [t, weight, log2_scale], attrs, ["conv_out"])[0]
 
 
+@op_debug_context
 def conv_transpose_pow2scaled(
     t: Tensor,
     weight: Tensor,
@@ -212,9 +219,15 @@ def conv_transpose_pow2scaled(
     available_memory_proportions: Optional[List[float]] = None,
     enable_conv_dithering: Optional[List[int]] = None,
 ) -> Tensor:
-    """float8 transposed convolution times ``2 ** log2_scale``. Not built yet.
+    """float8 transposed convolution times ``2 ** log2_scale``, as float16.
 
-    Raises:
-        NotImplementedError: always.
+    Arguments as in :func:`conv_transpose` and :func:`popxl.ops.matmul_pow2scaled`, which also say
+    what is raised.
     """
-    _not_implemented("popxl.ops.conv_transpose_pow2scaled")
+    attrs = pow2scaled_attrs(t, weight, log2_scale)
+    check_in_graph(get_current_context().graph, t=t, weight=weight, log2_scale=log2_scale)
+    check_tensor_ipu_and_tile_set(t=t, weight=weight, log2_scale=log2_scale)
+    attrs |= _attrs(stride, padding, dilation, groups, pad_type)
+    attrs["output_padding"] = tuple(output_padding or ())
+    attrs["output_shape"] = tuple(output_shape or ())
+    return _create_op("ConvTranspose", [t, weight, log2_scale], attrs, ["convtranspose_out"])[0]

@@ -7,7 +7,6 @@ from typing import Any, Optional
 
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
-from popxl.errors import _not_implemented
 from popxl.ops.utils import (
     _create_op,
     check_in_graph,
@@ -90,15 +89,49 @@ def _partials(context: Any, partials_type: dtypes.dtype | None) -> str:
     return _PARTIALS[option.lower()]
 
 
+def pow2scaled_attrs(lhs: Tensor, rhs: Tensor, log2_scale: Tensor) -> dict[str, Any]:
+    """Attributes of a float8 product, after the checks that all such ops make.
+
+    Raises:
+        TypeError: an operand is not float8, or the scale is not int32.
+        ValueError: the scale is no scalar.
+    """
+    for t in (lhs, rhs):
+        if not t.dtype.name.startswith("float8"):
+            raise TypeError(f"Both operands must be float8, not {t}.")
+    if log2_scale.rank > 0:
+        raise ValueError(f"log2_scale must be a scalar, not {log2_scale}.")
+    if log2_scale.dtype is not dtypes.int32:
+        raise TypeError(f"log2_scale must be int32, not {log2_scale}.")
+    options = get_current_context().ir._pb_ir.getSessionOptions()
+    return {
+        "dtype": dtypes.float16.name,
+        "check_scale": bool(options.throwIfLog2ScaleTensorNotInRange),
+    }
+
+
+@op_debug_context
 def matmul_pow2scaled(
     lhs: Tensor,
     rhs: Tensor,
     log2_scale: Tensor,
     available_memory_proportion: Optional[float] = None,
 ) -> Tensor:
-    """float8 product times ``2 ** log2_scale``, as float16. Not built yet.
+    """float8 product times ``2 ** log2_scale``, as float16. Shapes as in :func:`matmul`.
+
+    Args:
+        lhs: float8.
+        rhs: float8; the formats may differ.
+        log2_scale: int32 scalar. With the session option ``throwIfLog2ScaleTensorNotInRange`` one
+            outside [-32, 32) raises ``poplar_application_runtime_error`` when the program runs.
+        available_memory_proportion: a hint for IPUs; ignored.
 
     Raises:
-        NotImplementedError: always.
+        TypeError: an operand is not float8, or the scale is not int32.
+        ValueError: the scale is no scalar.
+        popart_exception: a scalar operand, or inner sizes that differ.
     """
-    _not_implemented("popxl.ops.matmul_pow2scaled")
+    attrs = pow2scaled_attrs(lhs, rhs, log2_scale)
+    check_in_graph(get_current_context().graph, lhs=lhs, rhs=rhs, log2_scale=log2_scale)
+    check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs, log2_scale=log2_scale)
+    return _create_op("MatMul", [lhs, rhs, log2_scale], attrs, ["matmul_pow2scaled_out"])[0]

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 
+from popxl_torch.ir.errors import poplar_application_runtime_error
 from popxl_torch.kernels.registry import Site, kernel
 
-_FORMATS = {"float8_143": (3, 8), "float8_152": (2, 16)}
+FLOAT8 = {"float8_143": (3, 8), "float8_152": (2, 16)}
 """Mantissa bits and exponent bias."""
 
 _NAN = 0x80
 """The code of NaN, which negative zero would have; there are no infinities."""
 
 
-def _values(name: str) -> torch.Tensor:
+def code_values(name: str) -> torch.Tensor:
     """(256,) float32: the number that each code stands for."""
-    mantissa_bits, bias = _FORMATS[name]
+    mantissa_bits, bias = FLOAT8[name]
     codes = torch.arange(256)
     mantissa = (codes & (2**mantissa_bits - 1)) / 2.0**mantissa_bits
     exponent = (codes & 0x7F) >> mantissa_bits
@@ -30,9 +31,33 @@ def _values(name: str) -> torch.Tensor:
     return values
 
 
+def scaled_product(site: Site, product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``product`` of two float8 operands, in float32, times 2 to the power of the third input.
+
+    Raises:
+        poplar_application_runtime_error: when it runs, for a scale outside [-32, 32).
+    """
+    tables = [code_values(spec.dtype) for spec in site.ins[:2] if spec is not None]
+    check = site.attrs["check_scale"]
+
+    def run(x: torch.Tensor, w: torch.Tensor, log2_scale: torch.Tensor) -> torch.Tensor:
+        if check and not torch.all((log2_scale >= -32) & (log2_scale < 32)):
+            raise poplar_application_runtime_error(
+                f"{site.where}: log2_scale must lie in [-32, 32), not {log2_scale.tolist()}"
+            )
+        x, w = (
+            table.to(codes.device)[codes.long()]
+            for table, codes in zip(tables, (x, w), strict=True)
+        )
+        y = product(x, w)
+        return torch.ldexp(y, log2_scale.reshape(*log2_scale.shape, *[1] * len(site.outs[0].shape)))
+
+    return run
+
+
 @kernel("Pow2ScaleThenCast", broadcast=True)
 def _to_float8(site: Site, lead: int) -> Callable[..., Any]:
-    positive = _values(site.attrs["dtype"])[:_NAN]
+    positive = code_values(site.attrs["dtype"])[:_NAN]
     halfway = (positive[:-1] + positive[1:]) / 2
     beyond = float(positive[-1] + (positive[-1] - positive[-2]) / 2)
 
@@ -53,7 +78,7 @@ def _to_float8(site: Site, lead: int) -> Callable[..., Any]:
 def _from_float8(site: Site, lead: int) -> Callable[..., Any]:
     spec = site.ins[0]
     assert spec is not None
-    values = _values(spec.dtype)
+    values = code_values(spec.dtype)
 
     def run(codes: torch.Tensor, log2_scale: torch.Tensor) -> torch.Tensor:
         return torch.ldexp(values.to(codes.device)[codes.long()], log2_scale)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 
 from popxl_torch.ir.errors import popart_exception
+from popxl_torch.ir.records import Spec
+from popxl_torch.kernels.float8 import FLOAT8, scaled_product
 from popxl_torch.kernels.registry import Site, kernel
 
 TILE_COLUMNS = 512
@@ -114,15 +116,21 @@ def _matmul_replicated(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 @kernel("MatMul", raw=True)
-def matmul(site: Site, lead: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The product of both inputs along their last and second-last axes."""
+def matmul(site: Site, lead: int) -> Callable[..., torch.Tensor]:
+    """The product of both inputs along their last and second-last axes; float8 ones are scaled."""
     lhs, rhs = site.ins[0], site.ins[1]
     assert lhs is not None
     assert rhs is not None
+    if lhs.dtype in FLOAT8:
+        return scaled_product(site, _product(lhs, rhs, lead))
     if lhs.dtype != rhs.dtype:
         raise popart_exception(
             f"{site.where}: matmul of different data types: {lhs} and {rhs}. Cast one of them."
         )
+    return _product(lhs, rhs, lead)
+
+
+def _product(lhs: Spec, rhs: Spec, lead: int) -> Callable[..., torch.Tensor]:
     whole = "int" in lhs.dtype or lhs.dtype == "bool"
     vector_lhs, vector_rhs = len(lhs.shape) == 1, len(rhs.shape) == 1
     product = _matmul_replicated if lead else _matmul

@@ -11,6 +11,7 @@ from torch.nn import functional
 from popxl_torch.ir.errors import popart_exception
 from popxl_torch.ir.records import Spec
 from popxl_torch.ir.windows import transposed_windows, window_pads
+from popxl_torch.kernels.float8 import FLOAT8, scaled_product
 from popxl_torch.kernels.registry import Site, kernel
 
 _Run = Callable[..., Any]
@@ -73,7 +74,7 @@ def conv(site: Site, lead: int) -> _Run:
             x = functional.pad(x, outer)
         return convolve(x, w, None, attrs["strides"], padding, attrs["dilations"], attrs["groups"])
 
-    return run
+    return scaled_product(site, run) if t.dtype in FLOAT8 else run
 
 
 @kernel("ConvTranspose", batched=False, raw=True)
@@ -94,7 +95,7 @@ def conv_transpose(site: Site, lead: int) -> _Run:
         y = convolve(x, w, None, attrs["strides"], 0, 0, attrs["groups"], 1)
         return functional.pad(y, _flat_pads(cut))
 
-    return run
+    return scaled_product(site, run) if t.dtype in FLOAT8 else run
 
 
 def _windows(x: torch.Tensor, site: Site) -> torch.Tensor:

@@ -13,7 +13,7 @@ Oracle = Callable[..., "np.ndarray | Sequence[np.ndarray]"]
 
 FLOAT32_RTOL = 1e-5
 FLOAT32_ATOL = 1e-5
-HALF_ATOL = 1e-5  # what float32 sums of a few hundred terms of size 1 lose where they cancel
+HALF_ATOL = 1e-5  # what float32 sums of a few dozen terms of size 1 lose where they cancel
 
 
 def assert_op(
@@ -23,6 +23,7 @@ def assert_op(
     second: Sequence[np.ndarray],
     rtol: float = FLOAT32_RTOL,
     atol: float = FLOAT32_ATOL,
+    half_atol: float = HALF_ATOL,
 ) -> None:
     """Runs ``build`` three ways on the inputs ``first`` (and ``second`` on the other replica).
 
@@ -33,29 +34,35 @@ def assert_op(
         second: other inputs of the same shapes and dtypes.
         rtol: relative tolerance of float32 results.
         atol: absolute tolerance of float32 results.
+        half_atol: absolute tolerance of float16 results beside the unit below.
 
     float16 results must be the rounded float64 ones but for one unit in the last place.
     """
+    limits = (rtol, atol, half_atol)
     for found, wanted in zip(run_ops(build, *first), _exact(oracle, first), strict=True):
-        assert_equal(found, wanted, rtol, atol)
+        assert_equal(found, wanted, *limits)
     both = [np.stack(pair) for pair in zip(first, second, strict=True)]
-    _assert_replicas(run_ops(build, *both, replicas=2), oracle, [first, second], rtol, atol)
+    _assert_replicas(run_ops(build, *both, replicas=2), oracle, [first, second], limits)
 
     def with_constants(x: popxl.Tensor) -> popxl.Tensor | Sequence[popxl.Tensor]:
         return build(x, *(popxl.constant(a, popxl.dtype.as_dtype(a.dtype)) for a in first[1:]))
 
     shared = [[first[0], *first[1:]], [second[0], *first[1:]]]
     results = run_ops(with_constants, both[0], replicas=2)
-    _assert_replicas(results, oracle, shared, rtol, atol)
+    _assert_replicas(results, oracle, shared, limits)
 
 
 def assert_equal(
-    found: np.ndarray, wanted: np.ndarray, rtol: float = FLOAT32_RTOL, atol: float = FLOAT32_ATOL
+    found: np.ndarray,
+    wanted: np.ndarray,
+    rtol: float = FLOAT32_RTOL,
+    atol: float = FLOAT32_ATOL,
+    half_atol: float = HALF_ATOL,
 ) -> None:
     """Equal shapes, and values within the tolerance of the dtype found."""
     assert found.shape == np.shape(wanted)
     if found.dtype == np.float16:
-        assert_half_close(found, np.asarray(wanted), atol=HALF_ATOL)
+        assert_half_close(found, np.asarray(wanted), atol=half_atol)
     elif found.dtype.kind == "f":
         np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
     else:
@@ -66,12 +73,11 @@ def _assert_replicas(
     results: Sequence[np.ndarray],
     oracle: Oracle,
     inputs: Sequence[Sequence[np.ndarray]],
-    rtol: float,
-    atol: float,
+    limits: tuple[float, float, float],
 ) -> None:
     for replica, arrays in enumerate(inputs):
         for found, wanted in zip(results, _exact(oracle, arrays), strict=True):
-            assert_equal(found[replica], wanted, rtol, atol)
+            assert_equal(found[replica], wanted, *limits)
 
 
 def _exact(oracle: Oracle, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
