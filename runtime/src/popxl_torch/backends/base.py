@@ -37,6 +37,12 @@ class Backend(Protocol):
         """A copy in remote memory, in the spec's storage dtype."""
         ...
 
+    def remote_window(
+        self, tensor: Any, axes: tuple[int, ...], starts: Any, window: Any, lead: int
+    ) -> None:
+        """Write ``window`` into a tensor of remote memory at run-time ``starts``, one per axis."""
+        ...
+
     def fetch(self, tensor: Any) -> Any:
         """A tensor of remote memory on the device: itself where the two are one memory."""
         ...

@@ -48,6 +48,11 @@ class NullBackend:
         """The tensor."""
         return tensor
 
+    def remote_window(
+        self, tensor: NullTensor, axes: tuple[int, ...], starts: Any, window: Any, lead: int
+    ) -> None:
+        """Nothing is written."""
+
     def fetch(self, tensor: NullTensor) -> NullTensor:
         """The tensor."""
         return tensor

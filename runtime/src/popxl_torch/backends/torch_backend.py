@@ -74,6 +74,20 @@ class TorchBackend:
         """A contiguous copy in the host's memory."""
         return torch.empty(tensor.shape, dtype=storage_dtype(spec.dtype)).copy_(tensor)
 
+    def remote_window(
+        self,
+        tensor: torch.Tensor,
+        axes: tuple[int, ...],
+        starts: torch.Tensor,
+        window: torch.Tensor,
+        lead: int,
+    ) -> None:
+        """Copy a window into a tensor in place; the same one for all replicas if it has no axis."""
+        shape = window.shape if window.dim() == tensor.dim() else (1, *window.shape)
+        for axis, start in zip(axes, starts.reshape(-1).tolist(), strict=True):
+            tensor = tensor.narrow(axis + lead, start, shape[axis + lead])
+        tensor.copy_(window)
+
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device."""
         return tensor.to(self.device)

@@ -94,7 +94,8 @@ class Engine:
             else:
                 tensor = self.memory.states[value]
                 spec = value.spec
-            if tensor is not self.uploaded.get(value):
+            # Buffers that are stored to may have been written in place.
+            if tensor is not self.uploaded.get(value) or data.buffer in self.memory.remote.stored:
                 self._fetch(value, tensor, spec)
                 self.uploaded[value] = tensor
 

@@ -2,7 +2,9 @@
 
 An entry is a tensor, with a leading replica axis if replicas differ. Entries that no run stores to
 are views of the host's arrays, and a load hands them out as they are: in one memory a load is a
-view. Entries of buffers that runs store to are copied on load and on store.
+view. Entries of buffers that runs store to are copied on load and on store, except by ``update``,
+which writes a window of an entry in place (see passes/update_remote.py); ``owned`` are the entries
+whose memory is the store's alone.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ class RemoteStore:
         self.stored = stored
         self.trace = trace
         self.entries: dict[tuple[Buffer, int], Any] = {}
+        self.owned: set[tuple[Buffer, int]] = set()
 
     def put(self, buffer: Buffer, entry: int, tensor: Any) -> None:
         """Set an entry without copying."""
         self._check(buffer, entry)
+        self.owned.discard((buffer, entry))
         self.entries[buffer, entry] = tensor
 
     def get(self, buffer: Buffer, entry: int) -> Any:
@@ -81,6 +85,29 @@ class RemoteStore:
         """Replace an entry by a copy of a value."""
         self._check(buffer, entry)
         self.entries[buffer, entry] = self.backend.remote_copy(tensor, buffer.spec)
+        self.owned.add((buffer, entry))
+
+    def update(
+        self,
+        buffer: Buffer,
+        entry: int,
+        axes: tuple[int, ...],
+        starts: Any,
+        window: Any,
+        varying: bool,
+    ) -> Any:
+        """Write a window into an entry in place; returns the entry as ``load`` does, not copied."""
+        kept = self.get(buffer, entry)
+        lead = self.backend.has_lead(kept, buffer.spec)
+        if (buffer, entry) not in self.owned or lead != varying:
+            # The host's array, or zeros that replicas share: take memory of our own once.
+            kept = kept if lead or not varying else self.backend.expand(kept)
+            kept = self.backend.remote_copy(kept, buffer.spec)
+            self.entries[buffer, entry] = kept
+            self.owned.add((buffer, entry))
+        self.backend.remote_window(kept, axes, starts, window, int(varying))
+        self.trace.current.loaded_bytes += self.backend.nbytes(kept)
+        return self.backend.fetch(kept)
 
     def store_replica(self, buffer: Buffer, entry: int, tensor: Any, replica: int) -> None:
         """Replace one replica's value of an entry."""

@@ -207,6 +207,19 @@ def _bind_remote_store(bound: BoundPlan, step: Step) -> Action:
     return run
 
 
+def _bind_remote_update(bound: BoundPlan, step: Step) -> Action:
+    slots, backend, remote = bound.slots, bound.backend, bound.memory.remote
+    buffer, axes = step.attrs["buffer"], step.attrs["axes"]
+    (offset, index, window), (out,) = step.ins, step.outs
+
+    def run() -> None:
+        entry = backend.integer(slots[offset.slot])
+        starts, update = slots[index.slot], slots[window.slot]
+        slots[out.slot] = remote.update(buffer, entry, axes, starts, update, out.varying)
+
+    return run
+
+
 def _bind_read_state(bound: BoundPlan, step: Step) -> Action:
     slots, backend, states = bound.slots, bound.backend, bound.memory.states
     state, (out,) = step.attrs["state"], step.outs
@@ -311,6 +324,7 @@ _BINDERS: dict[str, Callable[[BoundPlan, Step], Action]] = {
     "HostStore": _bind_host_store,
     "RemoteLoad": _bind_remote_load,
     "RemoteStore": _bind_remote_store,
+    "RemoteUpdate": _bind_remote_update,
     "ReadState": _bind_read_state,
     "WriteState": _bind_write_state,
     "Loop": _bind_loop,

@@ -4,6 +4,7 @@ functionalise     the verified Ir; makes the functional program
 drop_dead_nodes   nothing
 mark_uniform      needs the sources of variation of the run at hand
 join_shards       needs marks; keeps them right
+update_remote     needs marks; its results are views of remote memory, so it comes last
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from popxl_torch.passes.functionalise import functionalise
 from popxl_torch.passes.join_shards import join_shards
 from popxl_torch.passes.mark_uniform import Varying, mark_uniform
 from popxl_torch.passes.ssa import Block, Functional, Node, Val
+from popxl_torch.passes.update_remote import update_remote
 
 
 def to_functional(program: Program) -> Functional:
@@ -36,7 +38,7 @@ def specialise(
     grown = mark_uniform(result, sources.copy())
     if join:
         join_shards(result)
-    return result, grown
+    return update_remote(result), grown
 
 
 def _copy(functional: Functional) -> Functional:

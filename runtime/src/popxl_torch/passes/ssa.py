@@ -12,6 +12,7 @@ values of the blocks around them. Kinds that PopXL does not have:
     Expand                   a value equal on all replicas, given the replica axis
     SliceUpdate              attrs of Slice: the first input with the slice replaced by the second
     MatMulColumns            uniform x varying matmul, computed as one product over joined columns
+    RemoteUpdate             a window of a remote entry replaced in place; gives the entry (a view)
     MatMulReduced            varying x varying matmul followed by a sum over all replicas
 """
 
@@ -76,7 +77,15 @@ class Functional:
 
 
 EFFECTS = frozenset(
-    {"HostLoad", "HostStore", "RemoteLoad", "RemoteStore", "WriteState", "PrintTensor"}
+    {
+        "HostLoad",
+        "HostStore",
+        "RemoteLoad",
+        "RemoteStore",
+        "RemoteUpdate",
+        "WriteState",
+        "PrintTensor",
+    }
 )
 """Kinds that must run even when nothing uses their outputs. (A host load moves its cursor.)"""
 

@@ -1,0 +1,88 @@
+"""Load an entry, replace a window of it, store it back: one write to the entry itself.
+
+    c = RemoteLoad(n); c' = DynamicUpdate(c, index, window); RemoteStore(c', n)
+
+becomes ``c' = RemoteUpdate(n, index, window)``, whose result is the entry's memory. This is how
+programs keep keys and values: nothing but the new window is copied. The result is a view, so the
+rewrite needs that nothing else in the block touches the buffer, that ``c`` has no other use, and
+that neither ``c'`` nor a view of it outlives the block.
+"""
+
+from __future__ import annotations
+
+from popxl_torch.ir.opdef import kinds, opdef
+from popxl_torch.ir.records import Buffer
+from popxl_torch.passes.ssa import Block, Functional, Node, used_outside, walk
+
+_ACCESSES = frozenset({"RemoteLoad", "RemoteStore", "RemoteUpdate"})
+
+
+def update_remote(functional: Functional) -> Functional:
+    """Rewrite every block in place and return the program."""
+    for block in functional.blocks():
+        _rewrite(block)
+    return functional
+
+
+def _rewrite(block: Block) -> None:
+    for node in block.nodes:
+        for inner in node.blocks:
+            _rewrite(inner)
+    uses: dict[int, list[Node]] = {}
+    for node in block.nodes:
+        for val in used_outside(node):
+            uses.setdefault(id(val), []).append(node)
+    leaving = {id(val) for val in block.results}
+    accesses = _count_accesses(block)
+    for node in list(block.nodes):
+        if node.kind == "RemoteLoad" and accesses[node.attrs["buffer"]] == 2:
+            _match(block, node, uses, leaving)
+
+
+def _count_accesses(block: Block) -> dict[Buffer, int]:
+    counts: dict[Buffer, int] = {}
+    for node in walk(block):
+        if node.kind in _ACCESSES:
+            buffer = node.attrs["buffer"]
+            counts[buffer] = counts.get(buffer, 0) + 1
+    return counts
+
+
+def _views(block: Block, root: int) -> set[int]:
+    """The value and what may be a view of it: results of ops that only move data, or of blocks."""
+    known = frozenset(kinds())
+    views = {root}
+    for node in block.nodes:
+        moves = node.blocks or (node.kind in known and opdef(node.kind).moves_data)
+        if moves and any(id(val) in views for val in used_outside(node)):
+            views |= {id(val) for val in node.outputs}
+    return views
+
+
+def _match(block: Block, load: Node, uses: dict[int, list[Node]], leaving: set[int]) -> None:
+    """Replace the three nodes that start with ``load``, if they have the form."""
+    (offset,), (loaded,) = load.inputs, load.outputs
+    users = uses.get(id(loaded), [])
+    if len(users) != 1 or users[0].kind != "DynamicUpdate" or id(loaded) in leaving:
+        return
+    update = users[0]
+    source, index, window = update.inputs
+    (result,) = update.outputs
+    stores = [node for node in uses.get(id(result), []) if node.kind == "RemoteStore"]
+    if source is not loaded or len(stores) != 1 or _views(block, id(result)) & leaving:
+        return
+    (store,) = stores
+    same_entry = store.attrs["buffer"] is load.attrs["buffer"] and store.inputs[1] is offset
+    if not same_entry or offset.varying or index.varying or store not in block.nodes:
+        return
+    merged = Node(
+        "RemoteUpdate",
+        [offset, index, window],
+        [result],
+        {**update.attrs, "buffer": load.attrs["buffer"]},
+        where=update.where,
+        region=update.region,
+    )
+    block.nodes[block.nodes.index(update)] = merged
+    block.nodes.remove(load)
+    block.nodes.remove(store)

@@ -1,0 +1,113 @@
+"""Windows of remote entries written in place, where nobody can tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import popxl
+import pytest
+from popxl import ops
+from popxl_torch.passes.mark_uniform import Varying
+from popxl_torch.passes.pipeline import specialise, to_functional
+
+from runtime.tests.popxl_torch.programs import build, kinds_of
+
+LAYERS, ROWS, WIDTH = 3, 6, 4
+
+
+def _cache_program(ir: popxl.Ir, replicas: int, twist: str = "") -> tuple:
+    """Each run writes one row of each layer's entry and sums up the entries."""
+    buffer = popxl.remote_buffer((ROWS, WIDTH), popxl.float32, entries=LAYERS)
+    grouping = ir.replica_grouping(group_size=1)
+    host = np.zeros((replicas, ROWS, WIDTH) if replicas > 1 else (ROWS, WIDTH), "float32")
+    kept = popxl.remote_variable(host, buffer, LAYERS - 1, replica_grouping=grouping)
+    rows = popxl.h2d_stream((1, WIDTH), popxl.float32)
+    slots = popxl.h2d_stream((1,), popxl.int32)
+    sums = popxl.d2h_stream((WIDTH,), popxl.float32)
+
+    def layer(
+        total: popxl.Tensor, n: popxl.Tensor, row: popxl.Tensor, slot: popxl.Tensor
+    ) -> tuple[popxl.Tensor, ...]:
+        cache = ops.remote_load(buffer, n)
+        before = cache * 1.0 if twist == "used before" else None
+        ops.dynamic_update_(cache, slot, row + total, [0], [1], True)
+        ops.remote_store(buffer, n + 0 if twist == "another offset" else n, cache)
+        if twist == "loaded again":
+            cache = ops.remote_load(buffer, n)
+        if twist == "a view leaves":
+            return ops.reshape(cache[0:1], (WIDTH,)), n
+        total = ops.sum(cache, axis=0)
+        return (total if before is None else total + ops.sum(before, axis=0)), n + 1
+
+    row, slot = ops.host_load(rows), ops.host_load(slots)
+    start = popxl.constant(np.zeros(WIDTH), popxl.float32)
+    n = popxl.constant(0, popxl.int32)
+    graph = ir.create_graph(layer, start, n, row, slot)
+    total, _ = ops.repeat(graph, LAYERS, start, n, row, slot)
+    ops.host_store(sums, total)
+    return kept, rows, slots, sums
+
+
+def _kinds(twist: str, varying: bool = False) -> list[str]:
+    program = build(lambda ir: _cache_program(ir, 2, twist) and None, replicas=2)
+    streams = {s for s in program.streams if s.to_device and s.spec.dtype == "float32"}
+    sources = Varying(streams=streams if varying else set())
+    functional, _ = specialise(to_functional(program), sources)
+    return kinds_of(functional.main)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_load_update_store_becomes_one_write(varying: bool) -> None:
+    kinds = _kinds("", varying)
+    assert "RemoteUpdate" in kinds
+    assert not {"RemoteLoad", "RemoteStore", "DynamicUpdate"} & set(kinds)
+
+
+@pytest.mark.parametrize(
+    "twist", ["used before", "another offset", "loaded again", "a view leaves"]
+)
+def test_whatever_could_tell_prevents_it(twist: str) -> None:
+    assert "RemoteUpdate" not in _kinds(twist)
+
+
+@pytest.mark.parametrize(
+    "twist", ["", "used before", "another offset", "loaded again", "a view leaves"]
+)
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_numbers_are_those_of_copies(
+    twist: str, replicas: int, uniform: bool, rng: np.random.Generator
+) -> None:
+    data = rng.normal(size=(4, replicas, 1, WIDTH)).astype("float32")
+    if uniform:
+        data[:] = data[:, :1]
+    results = {}
+    for executor in ("plan", "interpreter"):
+        ir = popxl.Ir(replication=replicas)
+        ir._pb_ir.getSessionOptions().engineOptions["popxl_torch.executor"] = executor
+        with ir.main_graph, popxl.in_sequence():
+            kept, rows, slots, sums = _cache_program(ir, replicas, twist)
+        found = []
+        with popxl.Session(ir, "ipu_hw") as session:
+            for step, row in enumerate(data):
+                slot = np.full((replicas, 1) if replicas > 1 else (1,), step, "int32")
+                row = row if replicas > 1 else row[0]
+                found.append(session.run({rows: row, slots: slot})[sums])
+                found.append(np.array(session.get_tensor_data(kept)))
+        results[executor] = found
+    for got, wanted in zip(results["plan"], results["interpreter"], strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_window_is_copied(rng: np.random.Generator) -> None:
+    ir = popxl.Ir()
+    with ir.main_graph, popxl.in_sequence():
+        _, rows, slots, _ = _cache_program(ir, 1)
+    with popxl.Session(ir, "ipu_hw") as session:
+        row = rng.normal(size=(1, WIDTH)).astype("float32")
+        inputs = {rows: row, slots: np.zeros(1, "int32")}
+        session.run(inputs)
+        remote = session._engine.memory.remote
+        before = {key: tensor.data_ptr() for key, tensor in remote.entries.items()}
+        session.run(inputs)
+        assert before == {key: tensor.data_ptr() for key, tensor in remote.entries.items()}
+        assert session._engine.trace.current.copied_bytes == 0
