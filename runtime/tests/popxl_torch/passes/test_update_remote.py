@@ -12,6 +12,7 @@ from popxl_torch.passes.pipeline import specialise, to_functional
 from runtime.tests.popxl_torch.programs import build, kinds_of
 
 LAYERS, ROWS, WIDTH = 3, 6, 4
+TWISTS = ["used before", "another offset", "loaded again", "a view leaves"]
 
 
 def _cache_program(ir: popxl.Ir, replicas: int, twist: str = "") -> tuple:
