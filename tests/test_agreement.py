@@ -12,7 +12,7 @@ import popxl_addons as addons
 import pytest
 import torch
 
-from config.config import MagmaConfig
+from config.config import MAX_POSITIONS, MagmaConfig, Precision
 from execution.generate import generate, words_host
 from execution.weights import load_weights
 from inference import inference
@@ -142,6 +142,30 @@ def test_logits_of_large_pictures(files, rng, tensor_parallel, precision, batch)
 )
 def test_logits_of_other_architectures(files, rng, precision, architecture):
     check_against_reference(files, rng, 2, precision, 2, **architecture)
+
+
+@pytest.mark.parametrize("visual", PRECISIONS)
+def test_encoder_and_language_model_have_precisions_of_their_own(files, rng, visual):
+    text = "float16" if visual == "float32" else "float32"
+    config = small_config(2, text, image_resolution=96)
+    config.visual.precision = Precision(visual)
+    path = files(image_resolution=96)
+    pixels, ids = pictures(rng, 1, 96), random_ids(rng, config)
+    expected = their_logits(reference_of(path, image_resolution=96), pixels, ids)
+    assert_close(our_logits(config, path, pixels, ids), expected, FLOAT16)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_of_all_positions(files, rng, precision):
+    """2048 positions, against float64: angles of transformers are float32, and wrong by 1e-4."""
+    architecture = {"image_resolution": 96, "text_tokens": MAX_POSITIONS - 9, "rotary_dim": 16}
+    config = small_config(2, precision, **architecture)
+    path = files(**architecture)
+    reference = ReferenceMagma.from_checkpoint(path, config, torch.float64)
+    pixels, ids = pictures(rng, 1, 96), random_ids(rng, config)
+    expected = their_logits(reference, pixels, ids)
+    assert expected.shape[1] == MAX_POSITIONS
+    assert_close(our_logits(config, path, pixels, ids), expected, BY_PRECISION[precision])
 
 
 @pytest.mark.parametrize("batch", BATCHES)
