@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from popxl.ir import Ir
 
 
+def _regular_assignment(replicas: int, stride: int, size: int) -> list[int]:
+    """Group of each replica, numbered in order of their first members."""
+    return [r % stride + stride * (r // (stride * size)) for r in range(replicas)]
+
+
 class ReplicaGrouping:
     """A partition of the replicas into groups of equal size. Made by ``Ir.replica_grouping``.
 
@@ -52,8 +57,7 @@ class ReplicaGrouping:
                 f"stride * group_size = {stride} * {size} must divide the replication factor"
                 f" {factor}."
             )
-        span = stride * size
-        return cls._make(ir, [r % stride + stride * (r // span) for r in range(factor)])
+        return cls._make(ir, _regular_assignment(factor, stride, size))
 
     @classmethod
     def _from_assignment(cls, ir: Ir, assignment: list[int]) -> ReplicaGrouping:
@@ -83,7 +87,7 @@ class ReplicaGrouping:
         return {b - a for group in self._members() for a, b in itertools.pairwise(group)}
 
     def _check_tiling(self, error: type[Exception]) -> None:
-        """Regular groupings made by ``Ir`` always tile; kept for groupings of another Ir."""
+        """A grouping made before the replication factor was set may not cover the replicas."""
         if len(self._assignment) != self._ir.replication_factor:
             raise error(f"{self} does not cover {self._ir.replication_factor} replicas.")
 
@@ -107,8 +111,8 @@ class ReplicaGrouping:
         """Whether one stride describes the grouping."""
         if len(self._spacings()) > 1:
             return False
-        ordinary = ReplicaGrouping._strided(self._ir, self._stride(), self.group_size)
-        return ordinary._assignment == self._assignment
+        count = len(self._assignment)
+        return self._assignment == _regular_assignment(count, self._stride(), self.group_size)
 
     def _stride(self) -> int:
         return min(self._spacings(), default=1)
@@ -136,7 +140,9 @@ class ReplicaGrouping:
                 piece += 1
             sizes.append(piece)
         size = math.gcd(*sizes)
-        return ReplicaGrouping._strided(self._ir, smallest if size > 1 else 1, size)
+        stride = smallest if size > 1 else 1
+        assignment = _regular_assignment(len(self._assignment), stride, size)
+        return ReplicaGrouping._make(self._ir, assignment)
 
     @property
     def to_device_map(self) -> list[int] | None:

@@ -112,7 +112,7 @@ class TestErrors:
 
     def test_empty_value(self, main: popxl.Graph, graph: popxl.Graph):
         with pytest.raises(TypeError, match="could not be coerced into a tensor"):
-            ops.call(graph, inputs_dict=dict.fromkeys(graph.inputs, []))
+            ops.call(graph, inputs_dict={key: [] for key in graph.inputs})
 
     @pytest.mark.parametrize(
         "value", [np.ones(3), np.ones((2, 1)), np.float32(1.0)], ids=["length", "rank", "scalar"]

@@ -37,9 +37,9 @@ def to_collective_op(op: CollectiveOps) -> str:
 def _groups(group: ReplicaGrouping | None) -> tuple[tuple[int, ...], ...]:
     """Members of each group, default one group of all replicas."""
     grouping = get_current_context().ir.replica_grouping() if group is None else group
+    grouping._check_tiling(ValueError)
     if not grouping.is_const:
         raise NotImplementedError(f"Collectives need a grouping with one stride, not {grouping}.")
-    grouping._check_tiling(ValueError)
     return tuple(tuple(members) for members in grouping._members())
 
 
