@@ -33,6 +33,7 @@ def small_config(
     adapter_mode: str | None = "normal",
     attention_serialisation: int = 1,
     visual_layers: tuple[int, int, int, int] = (1, 2, 1, 2),
+    visual_width: int = 8,
 ) -> MagmaConfig:
     """A small MagmaConfig.
 
@@ -45,7 +46,7 @@ def small_config(
         seed=7,
         visual=ResNetConfig(
             layers=visual_layers,
-            width=8,
+            width=visual_width,
             image_resolution=image_resolution,
             precision=kind,
             execution=ResNetExecution(micro_batch_size=batch),

@@ -144,6 +144,14 @@ def test_logits_of_other_architectures(files, rng, precision, architecture):
     check_against_reference(files, rng, 2, precision, 2, **architecture)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_logits_behind_the_published_encoder(files, rng, precision):
+    """All forty blocks at full width: what float16 loses there adds up."""
+    encoder = {"visual_layers": (6, 8, 18, 8), "visual_width": 96}
+    check_against_reference(files, rng, 4, precision, 1, **{**LARGE, **encoder})
+
+
 @pytest.mark.parametrize("visual", PRECISIONS)
 def test_encoder_and_language_model_have_precisions_of_their_own(files, rng, visual):
     text = "float16" if visual == "float32" else "float32"
