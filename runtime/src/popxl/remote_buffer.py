@@ -12,6 +12,7 @@ class RemoteBuffer:
     """``entries`` tensors of one shape and dtype in remote memory, on each replica."""
 
     _record: records.Buffer
+    _shard_over: int | None = None  # the number of shards, where the buffer was made for some
 
     def __init__(
         self, tensor_shape: tuple[int, ...], tensor_dtype: dtypes.dtype, entries: int

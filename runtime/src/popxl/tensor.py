@@ -626,13 +626,15 @@ def remote_replica_sharded_variable(
     store = result._value.data
     store.buffer = remote_buffer._record
     store.entry = offset
-    store.shard_over = _num_shards(result.nelms, remote_buffer.tensor_shape[0], store.group_size)
+    store.shard_over = remote_buffer._shard_over or _num_shards(
+        result.nelms, remote_buffer.tensor_shape[0], store.group_size
+    )
     store.ranks = _shard_ranks(result.replica_grouping, store.shard_over)
     return result
 
 
 def _num_shards(nelms: int, length: int, group_size: int) -> int:
-    """The divisor n of the group size for which shards of ceil(nelms / n) have ``length``."""
+    """The largest divisor n of the group size for which ceil(nelms / n) is ``length``."""
     for count in range(group_size, 0, -1):
         if group_size % count == 0 and -(-nelms // count) == length:
             return count
@@ -685,6 +687,7 @@ def replica_sharded_buffer(
     nelms = int(np.prod(full, dtype=np.int64))
     buffer = RemoteBuffer((-(-nelms // count),), dtype, entries)
     buffer.meta_shape = full
+    buffer._shard_over = count
     return buffer
 
 
