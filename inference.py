@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,14 @@ import popxl_addons as addons
 
 from config.config import MagmaConfig
 from config.parsing import parse_config
+from execution.generate import image_host, words_host
 from execution.program import build_program
 from execution.weights import load_weights
 from modelling.clip_resnet.resnet import convolution_flops
-from modelling.gptj.embedding import Embeddings
 from modelling.mapping import model_weights
-from modelling.shards import frozen
 from utils.checkpoint import open_checkpoint
-from utils.checkpoint_layout import expected_tensors
-from utils.checkpoint_writer import random_tensor
-from utils.errors import UserError
+from utils.program import run_program
+from utils.random_tensors import RandomTensors
 
 DEFAULT_PRESET = "magma_v1_1024"
 TIMED_RUNS = 5
@@ -49,29 +47,6 @@ def inference(config: MagmaConfig, trace: Path | None = None) -> addons.TaskSess
     return build_program(config, trace)
 
 
-class RandomCheckpoint(Mapping[str, np.ndarray]):
-    """The tensors of a checkpoint, drawn when they are read: a benchmark's stand-in for a file."""
-
-    def __init__(self, config: MagmaConfig):
-        """Draws nothing yet.
-
-        Args:
-            config: Its sizes decide the shapes, its seed the numbers.
-        """
-        self._precision = config.transformer.precision.value
-        self._seed = config.seed
-        self._rows = expected_tensors(config)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return frozen(random_tensor(name, self._rows[name], self._seed, self._precision))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
 def random_inputs(session: addons.TaskSession, config: MagmaConfig) -> dict:
     """One run's worth of token ids and pictures, by stream.
 
@@ -83,15 +58,14 @@ def random_inputs(session: addons.TaskSession, config: MagmaConfig) -> dict:
         Host arrays by input stream.
     """
     rng = np.random.default_rng(config.seed)
-    r, words, image = config.tensor_parallel, session.inputs.words, session.inputs.image
+    side = config.visual.image_resolution
     vocabulary = config.transformer.embedding.real_vocab_size
-    ids = rng.integers(vocabulary, size=(1, *words.shape), dtype=np.int32)
-    # Every replica gets all ids, counted from the first row of its own part of the table.
-    ids = ids - Embeddings.offsets(config.transformer).astype(np.int32).reshape(r, 1)
-    pictures = rng.standard_normal(image.shape, np.float32).astype(image.dtype.as_numpy())
-    if r == 1:
-        return {words: ids[0], image: pictures}
-    return {words: ids, image: np.broadcast_to(pictures, (r, *image.shape))}
+    ids = rng.integers(vocabulary, size=(config.batch, config.text_tokens))
+    pictures = rng.standard_normal((config.batch, 3, side, side), np.float32)
+    return {
+        session.inputs.words: words_host(config, ids),
+        session.inputs.image: image_host(config, pictures),
+    }
 
 
 def flops_per_run(session: addons.TaskSession, config: MagmaConfig) -> int:
@@ -116,10 +90,11 @@ def benchmark(config: MagmaConfig, checkpoint: Path | None, trace: Path | None) 
         A line with the mean duration of a run, sequences per second and 1e12 operations per second.
     """
     session = inference(config, trace)
-    tensors = (
-        RandomCheckpoint(config) if checkpoint is None else open_checkpoint(checkpoint, config)
-    )
-    load_weights(session, model_weights(config, tensors))
+    if checkpoint is None:
+        dtype = str(config.transformer.precision)
+        load_weights(session, model_weights(config, RandomTensors(config, config.seed, dtype)))
+    else:
+        load_weights(session, model_weights(config, open_checkpoint(checkpoint, config)))
     inputs = random_inputs(session, config)
     with session:
         session.run(inputs)
@@ -148,13 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 after an error of the user.
     """
-    try:
+
+    def run() -> None:
         config, options = parse_config(argv, DEFAULT_PRESET, _add_options, __doc__)
         print(benchmark(config, options.checkpoint, options.trace))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_program(run)
 
 
 if __name__ == "__main__":

@@ -56,13 +56,14 @@ def environment(name: str, value: str) -> Iterator[None]:
 def measure(config: MagmaConfig, backend: str, repeats: int) -> tuple[int, list[float]]:
     """(steps of the plan, microseconds per step of every run)."""
     from execution.weights import load_weights
-    from inference import RandomCheckpoint, inference, random_inputs
+    from inference import inference, random_inputs
     from modelling.mapping import model_weights
+    from utils.random_tensors import RandomTensors
 
     with tempfile.TemporaryDirectory() as folder, environment("POPXL_TORCH_BACKEND", backend):
         trace = Path(folder) / "trace.json"
         session = inference(config, trace)
-        load_weights(session, model_weights(config, RandomCheckpoint(config)))
+        load_weights(session, model_weights(config, RandomTensors(config)))
         inputs = random_inputs(session, config)
         totals = [0.0]
         with session:

@@ -86,10 +86,10 @@ def generate(
     sampling.validate()
     check_lengths(config, prompts, max_out_tokens)
     batch = _Batch(config, prompts, eos_id)
-    image_host = _image_host(config, image)
+    pictures = image_host(config, image)
     generators = [np.random.default_rng([sampling.seed, row]) for row in range(config.batch)]
     for _ in _progress(max_out_tokens):
-        inputs = {session.inputs.words: batch.words_host(), session.inputs.image: image_host}
+        inputs = {session.inputs.words: batch.words(), session.inputs.image: pictures}
         outputs = session.run(inputs)[session.outputs.logits]
         for row in batch.unfinished():
             logits = next_logits(config, outputs, row, batch.length(row))
@@ -180,7 +180,7 @@ class _Batch:
         if position < self._ids.shape[1]:
             self._ids[row, position] = token
 
-    def words_host(self) -> Array:
+    def words(self) -> Array:
         return words_host(self._config, self._ids)
 
     def results(self) -> list[Generation]:
@@ -212,8 +212,19 @@ def words_host(config: MagmaConfig, ids: Array) -> Array:
     return words if replicas > 1 else words[0]
 
 
-def _image_host(config: MagmaConfig, image: Array) -> Array:
-    """Pictures for every replica: (r, b, 3, y, x), or (b, 3, y, x) of one replica."""
+def image_host(config: MagmaConfig, image: Array) -> Array:
+    """Pictures as the replicas want them: the same ones for all, in the encoder's precision.
+
+    Args:
+        config: the configuration.
+        image: preprocessed pictures (b, 3, y, x), or (3, y, x) for one.
+
+    Returns:
+        (r, b, 3, y, x), or (b, 3, y, x) of one replica.
+
+    Raises:
+        UserError: another number of pictures, or of another size.
+    """
     side = config.visual.image_resolution
     expected = (config.batch, 3, side, side)
     pictures = image if image.ndim == 4 else image[None]

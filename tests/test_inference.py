@@ -11,12 +11,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from config.parsing import load_preset
-from inference import RandomCheckpoint, inference, main, random_inputs
+from inference import inference, main, random_inputs
 from modelling.clip_resnet.resnet import convolution_flops
 from tests.reference.resnet import modified_resnet
 from tests.small_configs import small_config
-from utils.checkpoint_layout import expected_tensors
-from utils.checkpoint_writer import random_tensor, write_random_checkpoint
+from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
 
 LINE = r"Duration: \d+\.\d+ s Throughput: \d+\.\d+ samples/s TFLOPS/s: \d+\.\d+\n"
@@ -67,13 +66,3 @@ def test_random_ids_are_words_of_the_vocabulary_on_their_replica(r: int):
     assert (ids == ids[0]).all()
     assert ids.min() >= 0
     assert ids.max() < config.transformer.embedding.real_vocab_size
-
-
-def test_random_checkpoint_is_the_file_that_the_writer_would_write():
-    config = small_config(precision="float16")
-    tensors = RandomCheckpoint(config)
-    rows = expected_tensors(config)
-    assert tensors.keys() == rows.keys()
-    name = "lm.transformer.h.1.mlp.0.c_fc.weight"
-    np.testing.assert_array_equal(tensors[name], random_tensor(name, rows[name], 7, "float16"))
-    assert not tensors[name].flags.writeable

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from utils.checkpoint_files import StoredTensor, open_tensors, same_content, total_bytes
+from utils.checkpoint_files import StoredTensor, open_tensors, same_content
 from utils.checkpoint_layout import (
     PUBLISHED_POSITIONS,
     WORD_EMBEDDING,
@@ -59,7 +59,6 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         self.ignored = tuple(name for name in tensors if is_ignored(name))
         self._tensors = _resolve_aliases(path, tensors)
         self.layout: AdapterLayout = detect_layout(self._tensors)
-        self._unused: set[str] = set(self._tensors)
         self._embedding_rows: int | None = None
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
@@ -87,10 +86,6 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         """Number of canonical names."""
         return len(self._tensors)
 
-    def names(self) -> tuple[str, ...]:
-        """Canonical names in the file's order, without the ignored ones."""
-        return tuple(self._tensors)
-
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the array that a canonical name gives, without reading it."""
         shape = self._stored(name).shape
@@ -101,27 +96,6 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
     def dtype(self, name: str) -> str:
         """The stored type of a canonical name: float16, bfloat16, float32, bool, ..."""
         return self._stored(name).dtype
-
-    def take(self, name: str) -> npt.NDArray[Any]:
-        """The array of a canonical name, marked as used.
-
-        Raises:
-            UserError: the checkpoint lacks it.
-            ValueError: it was taken before.
-        """
-        array = self[name]
-        if name not in self._unused:
-            raise ValueError(f"{self.path}: {name} is used twice")
-        self._unused.remove(name)
-        return array
-
-    def leftover(self) -> tuple[str, ...]:
-        """Names that were not taken and are no recomputable buffers or counters."""
-        return tuple(n for n in self._tensors if n in self._unused and not _may_be_unused(n))
-
-    def size_bytes(self) -> int:
-        """Bytes of stored tensor data, counting shared storage once."""
-        return total_bytes(self._tensors.values())
 
     def validate(self, config: MagmaConfig) -> None:
         """Checks that the checkpoint is exactly what ``config`` describes.
@@ -276,12 +250,6 @@ def _resolve_aliases(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[st
             resolved[canonical] = tensor
             sources[canonical] = name
     return resolved
-
-
-def _may_be_unused(name: str) -> bool:
-    buffers = ("bias", "masked_bias", "scale_attn", "sin", "cos")
-    path, _, last = name.rpartition(".")
-    return last == "num_batches_tracked" or (path.endswith(".attention") and last in buffers)
 
 
 def _fit_rows(array: npt.NDArray[Any], rows: int | None) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -355,12 +355,3 @@ def same_content(first: StoredTensor, second: StoredTensor) -> bool:
 
 def _same_values(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> bool:
     return left.tobytes() == right.tobytes()
-
-
-def total_bytes(tensors: Iterable[StoredTensor]) -> int:
-    """Bytes of stored data, counting shared storage once."""
-    sizes = {"bfloat16": 2}
-    seen = {tensor.identity: tensor for tensor in tensors}.values()
-    return sum(
-        math.prod(t.shape) * (sizes.get(t.dtype) or np.dtype(t.dtype).itemsize) for t in seen
-    )

@@ -43,12 +43,6 @@ class Embeddings(addons.Module):
         return leave_sharded(self.word(words), self.r)
 
     @staticmethod
-    def offsets(config: GPTJConfig) -> np.ndarray:
-        """(r,) what to subtract from token ids for each replica."""
-        r = config.execution.tensor_parallel
-        return Embedding.get_offsets(config.embedding.real_vocab_size, r)
-
-    @staticmethod
     def mapping(config: GPTJConfig, tensors: Arrays, prefix: str = "") -> dict[str, np.ndarray]:
         """Variables from the checkpoint's ``wte``."""
         shape = (config.embedding.real_vocab_size, config.hidden_size)

@@ -16,17 +16,14 @@ from execution.weights import load_weights
 from inference import random_inputs
 from modelling.mapping import model_weights
 from tests.small_configs import small_config
-from utils.checkpoint_layout import expected_tensors
-from utils.checkpoint_writer import random_tensor
 from utils.errors import UserError
+from utils.random_tensors import RandomTensors
 
 
 def loaded(config, trace: Path | None = None):
     """A session with weights."""
     session = build_program(config, trace)
-    rows = expected_tensors(config)
-    tensors = {name: random_tensor(name, row) for name, row in rows.items()}
-    load_weights(session, model_weights(config, tensors))
+    load_weights(session, model_weights(config, RandomTensors(config)))
     return session
 
 

@@ -9,9 +9,8 @@ from execution.program import build_program
 from execution.weights import load_weights
 from modelling.mapping import model_weights
 from tests.small_configs import small_config
-from utils.checkpoint_layout import expected_tensors
-from utils.checkpoint_writer import random_tensor
 from utils.errors import UserError
+from utils.random_tensors import RandomTensors
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +20,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def arrays(config) -> dict[str, np.ndarray]:
-    rows = expected_tensors(config)
-    return model_weights(config, {name: random_tensor(name, row) for name, row in rows.items()})
+    return model_weights(config, RandomTensors(config))
 
 
 @pytest.fixture(scope="module")

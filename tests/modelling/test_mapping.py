@@ -12,8 +12,8 @@ from config.config import MagmaConfig
 from modelling.mapping import model_weights
 from tests.small_configs import TENSOR_PARALLEL, small_config
 from utils.checkpoint_layout import expected_tensors
-from utils.checkpoint_writer import random_tensor
 from utils.errors import UserError
+from utils.random_tensors import RandomTensors
 
 LAYER = "lm.transformer.h.1."
 
@@ -39,8 +39,7 @@ class Counting(Mapping[str, np.ndarray]):
 
 
 def tensors_of(config: MagmaConfig) -> dict[str, np.ndarray]:
-    rows = expected_tensors(config, positions=16)
-    return {name: random_tensor(name, row) for name, row in rows.items()}
+    return dict(RandomTensors(config, positions=16))
 
 
 @pytest.mark.parametrize("options", [{}, {"adapter_layer_norm": True}, {"adapter_mode": None}])
