@@ -64,6 +64,7 @@ class RemoteBuffer:
     ) -> None:
         """Redefine the buffer."""
         self._record.spec = records.Spec(tuple(tensor_shape), tensor_dtype.name, self.meta_shape)
+        self._shard_over = None
         self.entries = entries
 
     def validate_tensor_matches_buffer(self, t: Tensor, num_shards: int = 1) -> None:
