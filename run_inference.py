@@ -18,9 +18,8 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +28,17 @@ from config.config import MagmaConfig
 from config.parsing import load_preset, parse_config
 from execution.generate import Generation, check_lengths, generate
 from execution.report import phase_table
+from execution.weights import load_weights
+from inference import inference
+from modelling.mapping import model_weights
 from utils.checkpoint import Checkpoint, open_checkpoint, write_random_checkpoint
 from utils.checkpoint_layout import expected_tensors
 from utils.download import checkpoint_folder, fetch_checkpoint
 from utils.errors import UserError
-from utils.files import atomic_file
+from utils.files import atomic_file, require_writable
 from utils.images import load_image, preprocess
 from utils.log import check_level, default_level, set_seeds, setup_logging
+from utils.program import run_program
 from utils.sampling import Sampling
 from utils.tokenizer import tokenizer_for
 
@@ -48,9 +51,6 @@ RELEASE_PRESET = "magma_v1_500"
 DEMO_PRESET = "tiny"
 DEMO_IMAGE = Path(__file__).resolve().parent / "examples" / "lake_cabin.jpg"
 DEFAULT_PROMPT = "A picture of"
-
-USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130
 
 _log = logging.getLogger("run_inference")
 
@@ -170,7 +170,7 @@ def _load_picture(config: MagmaConfig, source: str | os.PathLike[str]) -> npt.ND
 
 
 def _generate(
-    session: Any,
+    session: TaskSession,
     config: MagmaConfig,
     tokenizer: GPT2Tokenizer,
     image: npt.NDArray[np.float32],
@@ -241,14 +241,8 @@ def _published_checkpoint(config: MagmaConfig) -> Path:
 def _open_session(
     config: MagmaConfig, checkpoint: Checkpoint, trace: Path | None = None
 ) -> TaskSession:
-    # Imported here so that wrong options are reported without loading the runtime.
-    from inference import inference
-    from modelling.mapping import model_weights
-
-    session = inference(config, trace=trace)
-    arrays = model_weights(config, checkpoint)
-    variables = session.state.fwd.to_dict()
-    session.write_variables_data({variables[key]: array for key, array in arrays.items()})
+    session = inference(config, trace)
+    load_weights(session, model_weights(config, checkpoint))
     session.__enter__()
     return session
 
@@ -301,19 +295,6 @@ def _default_preset(argv: Sequence[str]) -> str:
     return RELEASE_PRESET if with_checkpoint else DEMO_PRESET
 
 
-def _check_target(path: str | None) -> None:
-    """Refuse a file that cannot be written, before the work whose result it would hold."""
-    if path is None:
-        return
-    target = Path(path)
-    if target.is_dir():
-        raise UserError(f"{path}: cannot write the file, it is a folder; name a file inside it")
-    if not target.parent.is_dir():
-        raise UserError(f"{path}: cannot write the file, the folder {target.parent} is missing")
-    if not os.access(target.parent, os.W_OK):
-        raise UserError(f"{path}: cannot write into the folder {target.parent}")
-
-
 def _dump(options: Namespace, result: Generation) -> None:
     if options.dump_logits is not None:
         with atomic_file(options.dump_logits, result.logits.nbytes) as file:
@@ -331,8 +312,9 @@ def _run(argv: Sequence[str]) -> None:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, config.seed)
     sampling.validate()
     setup_logging(check_level(options.log_level))
-    _check_target(options.dump_logits)
-    _check_target(options.dump_tokens)
+    for path in (options.dump_logits, options.dump_tokens):
+        if path is not None:
+            require_writable(path)
     check_lengths(config, [[]] * config.batch, options.max_out_tokens)
     image = _load_picture(config, options.image)
     checkpoint, tokenizer = _prepare(config, options.config, options.checkpoint)
@@ -366,22 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for wrong input, 130 when interrupted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that lacks a letter must not end the program.
-        with suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        _run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR_STATUS
-    except KeyboardInterrupt:
-        return INTERRUPTED_STATUS
-    except BrokenPipeError:
-        # Whoever read the output has left; keep Python from reporting that again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    return run_program(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -144,8 +144,10 @@ def _refuse_unknown(extras: Sequence[str], parser: ArgumentParser) -> None:
     known = _known_options(parser)
     bare = name.lstrip("-")
     dotted = [option for option in known if option.endswith(f".{bare}")]
-    if dotted:
+    if len(dotted) > 1:
         raise UserError(f"option {name} is ambiguous; write {' or '.join(dotted)}")
+    if dotted:
+        raise UserError(f"unknown option {name}; did you mean '{dotted[0]}'?")
     raise UserError(f"unknown option {name}{nearest(name, known)} (--help lists all)")
 
 

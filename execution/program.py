@@ -32,7 +32,8 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
         on the host have a leading axis r. The variables have no values yet.
 
     Raises:
-        UserError: A distributed launch has another number of replicas than the configuration.
+        UserError: A distributed launch has another number of replicas than the configuration, or
+            there is no device such as the environment asks for.
     """
     ir = _create_ir(config)
     _set_options(ir, trace)
@@ -48,15 +49,22 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
             phase.graph.graph, phase.memory_proportions
         )
     apply_pre_alias_patterns(ir)
-    return addons.TaskSession(
-        inputs=inputs,
-        outputs=outputs,
-        state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(variables)),
-        ir=ir,
-        device_desc="ipu_hw",
-        # Weights are never changed on the device.
-        weights_to_host_on_exit=False,
-    )
+    try:
+        return addons.TaskSession(
+            inputs=inputs,
+            outputs=outputs,
+            state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(variables)),
+            ir=ir,
+            device_desc="ipu_hw",
+            # Weights are never changed on the device.
+            weights_to_host_on_exit=False,
+        )
+    except (RuntimeError, ValueError, popart.popart_exception) as error:
+        # Engines raise these where the environment asks for a device or a setting they lack.
+        raise UserError(
+            f"the program cannot be made for this machine: {error} (the environment variables "
+            "POPXL_DEVICE and POPXL_TORCH_* choose device and engine)"
+        ) from error
 
 
 def _create_ir(config: MagmaConfig) -> popxl.Ir:

@@ -134,9 +134,7 @@ def _require_scheme(url: str) -> None:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = MAX_REDIRECTS
 
-    def redirect_request(  # type: ignore[no-untyped-def]
-        self, req, fp, code, msg, headers, newurl
-    ):
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
         try:
             _require_scheme(newurl)
         except UserError:

@@ -30,13 +30,10 @@ def atomic_file(path: str | os.PathLike[str], needed_bytes: int = 0) -> Iterator
             something that is no plain file.
     """
     path = Path(path)
+    require_writable(path)
     folder = path.parent
     temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: cannot write the file, it is a folder; name a file inside it")
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: cannot write the file, it is a device or pipe; name a file")
         free_bytes = shutil.disk_usage(folder).free
         if needed_bytes > free_bytes:
             raise UserError(
@@ -55,6 +52,27 @@ def atomic_file(path: str | os.PathLike[str], needed_bytes: int = 0) -> Iterator
             temporary.unlink()
 
 
-def _reason(error: OSError, needed_bytes: int) -> str:
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Checks that a file can be written, before the work whose result it would hold.
+
+    Raises:
+        UserError: the folder is missing or not writable, or the name is taken by something that is
+            no plain file.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: cannot write the file, it is a folder; name a file inside it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: cannot write the file, it is a device or pipe; name a file")
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the file: {_reason(error)}") from error
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: cannot write the file, the folder {path.parent} is missing")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: cannot write into the folder {path.parent}")
+
+
+def _reason(error: OSError, needed_bytes: int = 0) -> str:
     text = (error.strerror or str(error)).lower()
     return f"{text} ({needed_bytes:,} bytes are needed)" if needed_bytes else text

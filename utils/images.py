@@ -49,6 +49,8 @@ def load_image(source: str | os.PathLike[str], friendly: bool = False) -> Image.
         UserError: missing, a folder, unreadable, unreachable, too large, damaged or no picture.
     """
     text = os.fspath(source)
+    if not text:
+        raise UserError("the name of the picture is empty; expected a path or an address")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", text):
         image = _decode(text, BytesIO(fetch_url(text)))
     else:
@@ -79,7 +81,7 @@ def _decode(source: str, file: IO[bytes]) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{source}: the picture is too large: more than {2 * MAX_PIXELS:,} pixels; scale it "
+            f"{source}: the picture is too large: at most {MAX_PIXELS:,} pixels in all; scale it "
             "down"
         ) from error
     except UnidentifiedImageError as error:

@@ -100,6 +100,7 @@ def test_enum_and_flag() -> None:
         (["--hidden_sise", "64"], ["--hidden_sise", "'--hidden_size'"]),
         (["--visual.widht=8"], ["--visual.widht", "'--visual.width'"]),
         (["--layers", "2"], ["ambiguous", "--visual.layers", "--transformer.layers"]),
+        (["--ff_adapter.mode", "none"], ["unknown", "mean '--transformer.ff_adapter.mode'"]),
         (["--micro_batch_size", "2"], ["ambiguous", "--visual.execution.micro_batch_size"]),
         (["--transformer.layer", "2"], ["unknown option", "'--transformer.layers'"]),
         (["--heads", "many"], ["--heads", "invalid int value: 'many'"]),

@@ -74,6 +74,23 @@ def test_engine_options_are_set_for_our_engine_only(monkeypatch: pytest.MonkeyPa
     assert not [name for name in options() if name.startswith("popxl_torch")]
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("POPXL_DEVICE", "cuda:99"),
+        ("POPXL_DEVICE", "nonsense"),
+        ("POPXL_TORCH_BACKEND", "nonsense"),
+        ("POPXL_TORCH_DEBUG", "nonsense"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"for this machine: .*{value}.* POPXL_DEVICE"):
+        build_program(small_config())
+
+
 def test_a_launch_with_other_replicas_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(popdist, "isPopdistEnvSet", lambda: True)
     with pytest.raises(UserError, match=r"launcher started 1 replicas, but tensor_parallel is 2"):

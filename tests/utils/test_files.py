@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.files import atomic_file
+from utils.files import atomic_file, require_writable
 
 
 def test_file_appears_when_complete(tmp_path: Path) -> None:
@@ -51,13 +51,17 @@ def test_unusable_places_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
         (tmp_path / "pipe", "is a device or pipe"),
-        (tmp_path / "no" / "a.bin", "no such file"),
+        (tmp_path / "no" / "a.bin", "the folder .* is missing"),
         (tmp_path, "is a folder"),
         (tmp_path / ("x" * 300), "too long"),
     ):
         with pytest.raises(UserError, match=words) as error, atomic_file(path):
             pass
         assert str(path) in str(error.value)
+        with pytest.raises(UserError, match=words):
+            require_writable(path)
+    require_writable(tmp_path / "a.bin")
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_more_than_the_disk_holds(tmp_path: Path) -> None:

@@ -366,7 +366,9 @@ def test_decompression_bombs_are_refused_before_decoding(
 ) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_of_claimed_size(*size))
-    assert "too large" in refusal(path)
+    message = refusal(path)
+    assert "too large" in message
+    assert "at most 89,478,485" in message
 
 
 def test_limit_holds_though_pillows_own_is_off(
@@ -430,3 +432,8 @@ def test_path_with_a_colon_is_a_path(
     monkeypatch.chdir(tmp_path)
     saved(picture(rng, 12, 9), tmp_path / "http:a.png")
     assert load_image("http:a.png").size == (12, 9)
+
+
+def test_an_empty_name_is_told() -> None:
+    with pytest.raises(UserError, match="the name of the picture is empty"):
+        load_image("")
