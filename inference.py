@@ -21,7 +21,9 @@ from execution.program import build_program
 from execution.weights import load_weights
 from modelling.clip_resnet.resnet import convolution_flops
 from modelling.mapping import model_weights
+from modelling.shards import Arrays
 from utils.checkpoint import open_checkpoint
+from utils.files import require_writable
 from utils.program import run_program
 from utils.random_tensors import RandomTensors
 
@@ -89,12 +91,12 @@ def benchmark(config: MagmaConfig, checkpoint: Path | None, trace: Path | None) 
     Returns:
         A line with the mean duration of a run, sequences per second and 1e12 operations per second.
     """
-    session = inference(config, trace)
     if checkpoint is None:
-        dtype = str(config.transformer.precision)
-        load_weights(session, model_weights(config, RandomTensors(config, config.seed, dtype)))
+        tensors: Arrays = RandomTensors(config, config.seed, str(config.transformer.precision))
     else:
-        load_weights(session, model_weights(config, open_checkpoint(checkpoint, config)))
+        tensors = open_checkpoint(checkpoint, config)
+    session = inference(config, trace)
+    load_weights(session, model_weights(config, tensors))
     inputs = random_inputs(session, config)
     with session:
         session.run(inputs)
@@ -110,8 +112,12 @@ def benchmark(config: MagmaConfig, checkpoint: Path | None, trace: Path | None) 
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, help="file with weights (default: random ones)")
-    parser.add_argument("--trace", type=Path, help="file for time and bytes of each phase")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="PATH", help="file with weights (default: random ones)"
+    )
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="file for time and bytes of each phase"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         config, options = parse_config(argv, DEFAULT_PRESET, _add_options, __doc__)
+        if options.trace is not None:
+            require_writable(options.trace)
         print(benchmark(config, options.checkpoint, options.trace))
 
     return run_program(run)

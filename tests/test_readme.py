@@ -120,7 +120,7 @@ def test_requirements_for_ipus_leave_the_runtime_out():
     ipu = packages("requirements-ipu.txt")
     assert "-e ./runtime" in (ROOT / "requirements.txt").read_text()
     assert not any("runtime" in package for package in ipu)
-    tools = {"ruff", "mypy", "types-PyYAML", "types-requests"}
+    tools = {"ruff", "mypy", "types-PyYAML"}
     assert packages("requirements.txt") - tools == ipu
 
 

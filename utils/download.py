@@ -51,10 +51,9 @@ def fetch_checkpoint(folder: str | os.PathLike[str] | None = None) -> Path:
     if path.is_file():
         return path
     try:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub import hf_hub_download
 
-        # Asked first, because without a network this fails at once and says why.
-        size_bytes = get_hf_file_metadata(hf_hub_url(REPOSITORY, CHECKPOINT_FILE)).size
+        size_bytes = hub_file_bytes(REPOSITORY, CHECKPOINT_FILE)
         target.mkdir(parents=True, exist_ok=True)
         _require_space(target, size_bytes or CHECKPOINT_BYTES)
         return Path(hf_hub_download(REPOSITORY, CHECKPOINT_FILE, local_dir=target))
@@ -68,6 +67,20 @@ def fetch_checkpoint(folder: str | os.PathLike[str] | None = None) -> Path:
             f"https://huggingface.co/{REPOSITORY}/resolve/main/{CHECKPOINT_FILE} and put it at "
             f"{path}, or name another file with --checkpoint"
         ) from error
+
+
+def hub_file_bytes(repository: str, name: str) -> int | None:
+    """Size of a file on the Hugging Face hub, None if the hub doesn't say.
+
+    Asked before a download, because without a network this fails at once and says why, whereas the
+    download retries for half a minute.
+
+    Raises:
+        Exception: of many types, where the hub cannot be reached or lacks the file.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    return get_hf_file_metadata(hf_hub_url(repository, name)).size
 
 
 def _require_space(folder: Path, size_bytes: int) -> None:

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.download import hub_file_bytes
 from utils.errors import UserError
 from utils.files import atomic_file
 
@@ -27,7 +28,6 @@ SMALL_TOKENIZER = Path(__file__).resolve().parent.parent / "models" / "tiny"
 SMALL_VOCAB_SIZE = 512
 """Entries of the small tokenizer, ``<|image|>`` included."""
 
-_PROBE_TIMEOUT_S = 5
 _log = logging.getLogger(__name__)
 
 
@@ -168,7 +168,7 @@ def _download(repository: str, folder: Path | None = None) -> tuple[Path, Path]:
     except Exception as error:  # not cached, or no valid name: the attempt below tells
         _log.debug("tokenizer %s is not in the local cache: %s", repository, error)
     try:
-        _probe(constants.ENDPOINT)
+        hub_file_bytes(repository, VOCAB_FILES[0])
         return fetch(local=False)
     except Exception as error:  # the hub library raises many kinds; each means "no files"
         where = f"into {folder}" if folder is not None else "into a folder and name that folder"
@@ -178,16 +178,6 @@ def _download(repository: str, folder: Path | None = None) -> tuple[Path, Path]:
             f"{' and '.join(VOCAB_FILES)} (or {WHOLE_FILE}) of the hub repository "
             f"{HUB_REPOSITORY} {where}"
         ) from error
-
-
-def _probe(endpoint: str) -> None:
-    # The hub library retries an unreachable host for half a minute; this fails at once.
-    import requests
-
-    try:
-        requests.head(endpoint, timeout=_PROBE_TIMEOUT_S)
-    except requests.RequestException as error:
-        raise ConnectionError(f"{endpoint} cannot be reached") from error
 
 
 def _keep(files: tuple[Path, Path], folder: Path) -> None:

@@ -39,7 +39,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    monkeypatch.setattr(module, "_probe", refuse)
+    monkeypatch.setattr(module, "hub_file_bytes", refuse)
 
 
 def test_special_tokens() -> None:
@@ -140,7 +140,7 @@ def test_a_downloaded_tokenizer_is_kept_beside_the_model(
         return str(SMALL_TOKENIZER / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    monkeypatch.setattr(module, "_probe", lambda endpoint: None)
+    monkeypatch.setattr(module, "hub_file_bytes", lambda repository, name: None)
     tokenizer_for(tmp_path / "model.pt", 50258)
     assert module.has_tokenizer(tmp_path)
     monkeypatch.undo()
