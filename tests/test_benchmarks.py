@@ -83,7 +83,7 @@ def test_rates_are_of_this_world():
 def test_the_ratio_of_paired_runs_decides():
     samples = {"rows168_tp1_ms": [10.0, 20.0, 10.0], "rows168_tp4_ms": [10.5, 22.0, 30.0]}
     row = bench_tensor_parallel.row(168, samples)
-    assert row == ("168", "10.0", "22.0", "1.100", "1.05 – 3.00", "yes")
+    assert row == ("168", "10 / 10", "22 / 10", "1.100", "1.050", "yes")
 
 
 @pytest.mark.parametrize("rows", bench_tensor_parallel.ROWS)
