@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from popart import DataType, popart_exception
+from popxl_torch.ir.opdef import opdef
 
 if TYPE_CHECKING:
     from popxl_torch.ir import records
+
+
+_LOG = logging.getLogger("popart")
+_DATA_TYPES = {"float32": "FLOAT", "float64": "DOUBLE"}
+
+
+@dataclass(frozen=True)
+class OperatorIdentifier:
+    """``op.opid``."""
+
+    type: str
+    domain: str = "ai.graphcore"
+    version: int = 1
 
 
 class GraphId(str):
@@ -48,6 +66,36 @@ class IrHandle:
         """The graph with this id."""
         return GraphHandle(self._program.graphs[str(graph_id)])
 
+    def getTensor(self, tensor_id: str) -> TensorHandle:
+        """The tensor with this id, in any graph; popart_exception if there is none."""
+        for graph in self._program.graphs.values():
+            if tensor_id in graph.values:
+                return TensorHandle(graph.values[tensor_id])
+        raise popart_exception(f"No tensor with id {tensor_id!r}")
+
+    def logIr(self) -> None:
+        """Log every graph and op."""
+        for graph in self._program.graphs.values():
+            _LOG.info("%s", graph)
+            for op in graph.ops:
+                _LOG.info("  %s = %s(%s)", op.outputs, op.kind, op.inputs)
+
+    def setDataFlow(self, data_flow: Any) -> None:
+        """Take the number of transfers of a ``popart.DataFlow``."""
+        self._program.num_host_transfers = data_flow.batchesPerStep()
+
+    def setPatterns(self, patterns: Any) -> None:
+        """The engine has its own passes: nothing to set."""
+
+    def applyPreAliasPatterns(self, graph: Any) -> None:
+        """The engine has its own passes: nothing to apply."""
+
+    def applyInplacePattern(self, graph: Any) -> None:
+        """The engine has its own passes: nothing to apply."""
+
+    def updateVertices(self) -> None:
+        """Nothing is cached."""
+
 
 class GraphHandle:
     """``graph._pb_graph``."""
@@ -69,6 +117,49 @@ class GraphHandle:
     def getOps(self) -> list[OpHandle]:
         """Ops in creation order."""
         return [OpHandle(op) for op in self._record.ops]
+
+    def getOpIds(self) -> list[int]:
+        """Ids of the ops in creation order."""
+        return [op.opid for op in self._record.ops]
+
+    def getOp(self, op_id: int) -> OpHandle:
+        """The op with this id; popart_exception if there is none."""
+        for op in self._record.ops:
+            if op.opid == op_id:
+                return OpHandle(op)
+        raise popart_exception(f"No op with id {op_id} in graph {self._record.id!r}")
+
+    def getIr(self) -> IrHandle:
+        """The owner."""
+        return IrHandle(self._record.program)
+
+    def getInputId(self, index: int) -> str:
+        """Id of input ``index``."""
+        return self._record.inputs[index].id
+
+    def getOutputId(self, index: int) -> str:
+        """Id of output ``index``."""
+        return self._record.outputs[index].id
+
+    def getInputIndex(self, tensor_id: str) -> int:
+        """Index of the input with this id; ValueError if there is none."""
+        return self.getInputIds().index(tensor_id)
+
+    def getOutputIndex(self, tensor_id: str) -> int:
+        """First index of the output with this id; ValueError if there is none."""
+        return self.getOutputIds().index(tensor_id)
+
+    def getInputTensor(self, index: int) -> TensorHandle:
+        """Input ``index``."""
+        return TensorHandle(self._record.inputs[index])
+
+    def getOutputTensor(self, index: int) -> TensorHandle:
+        """Output ``index``."""
+        return TensorHandle(self._record.outputs[index])
+
+    def removeOutput(self, index: int) -> None:
+        """Unmark output ``index``."""
+        del self._record.outputs[index]
 
     def getOpSchedule(self, *args: Any) -> list[OpHandle]:
         """Ops in execution order, which is creation order."""
@@ -121,6 +212,11 @@ class OpHandle:
         """Kind, e.g. ``"MatMul"``."""
         return self._record.kind
 
+    @property
+    def opid(self) -> OperatorIdentifier:
+        """Kind, domain and version."""
+        return OperatorIdentifier(self._record.kind)
+
     def debugName(self) -> str:
         """Kind and id."""
         return f"Op({self._record.kind}, {self._record.opid})"
@@ -147,6 +243,30 @@ class OpHandle:
             raise IndexError(f"{self.debugName()} has no output at index {index}")
         return TensorHandle(self._record.outputs[index])
 
+    def inIndex(self, tensor: TensorHandle) -> int:
+        """First input index of a tensor; IndexError if it is no input."""
+        for index, value in enumerate(self._record.inputs):
+            if value is tensor._record:
+                return index
+        raise IndexError(f"{tensor.id} is no input of {self.debugName()}")
+
+    def hasInputTensor(self, tensor: TensorHandle) -> bool:
+        """Whether a tensor is an input."""
+        return any(value is tensor._record for value in self._record.inputs)
+
+    def getInputIndexMap(self) -> dict[int, TensorHandle]:
+        """Connected inputs by index."""
+        inputs = enumerate(self._record.inputs)
+        return {index: TensorHandle(value) for index, value in inputs if value is not None}
+
+    def getOutputIndexMap(self) -> dict[int, TensorHandle]:
+        """Outputs by index."""
+        return {index: TensorHandle(value) for index, value in enumerate(self._record.outputs)}
+
+    def modifiesIndex(self, index: int) -> bool:
+        """Whether the op writes its input ``index`` in place."""
+        return opdef(self._record.kind).writes == index
+
     def getInputTensors(self) -> list[TensorHandle]:
         """Connected inputs in index order."""
         return [TensorHandle(value) for value in self._record.inputs if value is not None]
@@ -167,6 +287,10 @@ class OpHandle:
         """Iterations of a loop."""
         return self._record.attrs["count"]
 
+    def hasVirtualGraphId(self) -> bool:
+        """Every op has a virtual IPU."""
+        return True
+
     def getVirtualGraphId(self) -> int:
         """Virtual IPU."""
         return self._record.ipu
@@ -177,6 +301,10 @@ class _Info:
 
     def __init__(self, spec: records.Spec) -> None:
         self._spec = spec
+
+    def dataType(self) -> DataType:
+        """Element type."""
+        return DataType[_DATA_TYPES.get(self._spec.dtype, self._spec.dtype.upper())]
 
     def shape(self) -> list[int]:
         """Shape."""
@@ -216,6 +344,20 @@ class TensorHandle:
     def info(self) -> _Info:
         """Shape and meta shape."""
         return _Info(self._record.spec)
+
+    def hasTensorData(self) -> bool:
+        """Whether it is a variable or a constant."""
+        return self._record.data is not None
+
+    def hasVirtualGraphId(self) -> bool:
+        """Whether its virtual IPU is known."""
+        return self._record.ipu is not None
+
+    def getVirtualGraphId(self) -> int:
+        """Virtual IPU; popart_exception if unknown."""
+        if self._record.ipu is None:
+            raise popart_exception(f"The virtual IPU of {self._record.id} is not known")
+        return self._record.ipu
 
     def getGraph(self) -> GraphHandle:
         """The graph that holds the tensor."""

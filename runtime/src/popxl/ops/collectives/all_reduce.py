@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops.collectives.collectives import CollectiveOps, to_collective_op
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
+from popxl_torch.ir.errors import popart_exception
 from popxl_torch.ir.opdef import OpDef, define
+from popxl_torch.ir.records import Spec
 
-define(OpDef("AllReduce", lambda ins, attrs: list(ins)))
+
+def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
+    if len(set(specs)) > 1:
+        shown = " and ".join(str(spec) for spec in specs)
+        raise popart_exception(f"inputs differ in shape or dtype: {shown}")
+    return list(specs)
+
+
+define(OpDef("AllReduce", _infer))
 
 
 def _all_reduce(
@@ -37,6 +50,7 @@ def all_reduce(
 
     Raises:
         ValueError: IPUs unknown or of another number than tensors, or an unknown op.
+        popart_exception: tensors of different shapes or dtypes.
     """
     return _all_reduce(ts, ipus, op, "reduce", "reduce")
 

@@ -42,7 +42,8 @@ def replicated_all_gather(
 
     Args:
         t: any shape but a scalar's.
-        axis: where to concatenate.
+        axis: where to concatenate. [defect] Negative axes once moved data as axis 0 does; they
+            count from the end.
         group: which replicas communicate; default all.
         output_shape: ``concat`` along ``axis``; ``new_axis``: (group size, \\*shape);
             ``meta_shape``: the unsharded tensor; ``auto``: meta shape if ``t`` is a shard,

@@ -73,6 +73,9 @@ def replica_sharded_slice(t: Tensor, group: ReplicaGrouping | None = None) -> Te
 def replicated_slice(t: Tensor, axis: int = 0, group: ReplicaGrouping | None = None) -> Tensor:
     """Part k of ``t`` along ``axis`` on the k-th member of each group.
 
+    (quirk) An axis of which each part has length 1 is dropped. [defect] Negative axes were once cut
+    along axis 0; they count from the end.
+
     Raises:
         ValueError: the group size does not divide the axis.
     """
