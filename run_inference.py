@@ -10,7 +10,6 @@ A notebook uses the two functions::
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -31,9 +30,8 @@ from execution.report import phase_table
 from execution.weights import load_weights
 from inference import inference
 from modelling.mapping import model_weights
-from utils.checkpoint import Checkpoint, open_checkpoint, write_random_checkpoint
-from utils.checkpoint_layout import expected_tensors
-from utils.download import checkpoint_folder, fetch_checkpoint
+from utils.checkpoint import Checkpoint, open_checkpoint
+from utils.checkpoint_sources import RELEASE_PRESET, published_checkpoint, random_checkpoint
 from utils.errors import UserError
 from utils.files import atomic_file, require_writable
 from utils.images import load_image, preprocess
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     from simple_parsing import ArgumentParser
     from transformers import GPT2Tokenizer
 
-RELEASE_PRESET = "magma_v1_500"
 DEMO_PRESET = "tiny"
 DEMO_IMAGE = Path(__file__).resolve().parent / "examples" / "lake_cabin.jpg"
 DEFAULT_PROMPT = "A picture of"
@@ -198,44 +195,11 @@ def _prepare(
     if checkpoint_path is not None:
         path = Path(checkpoint_path)
     elif preset == DEMO_PRESET:
-        path = _random_checkpoint(config)
+        path = random_checkpoint(config)
     else:
-        path = _published_checkpoint(config)
+        path = published_checkpoint(config)
     checkpoint = open_checkpoint(path, config)
     return checkpoint, tokenizer_for(path, config.transformer.embedding.real_vocab_size)
-
-
-def _random_checkpoint(config: MagmaConfig) -> Path:
-    """A random checkpoint of these sizes, made once and kept in the cache folder."""
-    shapes = {name: entry.shape for name, entry in expected_tensors(config).items()}
-    dtype = str(config.visual.precision)
-    content = json.dumps([dtype, shapes], sort_keys=True).encode()
-    folder = checkpoint_folder()
-    path = folder / f"random-{hashlib.sha256(content).hexdigest()[:12]}.pt"
-    if not path.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot make the folder for the random checkpoint ({error.strerror}); "
-                "set DATASETS_DIR to a folder that can be written"
-            ) from error
-        # Not config.seed: that is for the draws, and must not change the model.
-        write_random_checkpoint(path, config, seed=0, dtype=dtype)
-    _log.debug("random weights: %s", path)
-    return path
-
-
-def _published_checkpoint(config: MagmaConfig) -> Path:
-    """The published checkpoint, downloaded if need be, for a configuration of its sizes."""
-    released = expected_tensors(load_preset(RELEASE_PRESET))
-    wanted = expected_tensors(config)
-    if {n: e.shape for n, e in wanted.items()} != {n: e.shape for n, e in released.items()}:
-        raise UserError(
-            "the published checkpoint has other sizes than these options ask for; name a "
-            "checkpoint of such sizes with --checkpoint"
-        )
-    return fetch_checkpoint()
 
 
 def _open_session(
@@ -259,20 +223,7 @@ def _add_options(parser: ArgumentParser) -> None:
         "--image", metavar="PATH_OR_URL", default=str(DEMO_IMAGE), help="picture, local or http(s)"
     )
     answer.add_argument("--prompt", metavar="TEXT", default=DEFAULT_PROMPT, help="text to continue")
-    choice = parser.add_argument_group("how tokens are chosen (with --seed below)")
-    choice.add_argument(
-        "--temperature", type=float, default=0.7, help="0: most probable token; larger: more random"
-    )
-    choice.add_argument(
-        "--top_k", type=int, default=0, help="draw among the k most probable tokens; 0: all"
-    )
-    choice.add_argument(
-        "--top_p",
-        type=float,
-        default=0.9,
-        help="draw among the most probable tokens that reach this probability together",
-    )
-    choice.add_argument("--max_out_tokens", type=int, default=6, help="new tokens at most")
+    _add_sampling_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--dump_logits",
@@ -288,6 +239,23 @@ def _add_options(parser: ArgumentParser) -> None:
         default=default_level(),
         help="DEBUG, INFO, WARNING, ERROR or CRITICAL",
     )
+
+
+def _add_sampling_options(parser: ArgumentParser) -> None:
+    choice = parser.add_argument_group("how tokens are chosen (with --seed below)")
+    choice.add_argument(
+        "--temperature", type=float, default=0.7, help="0: most probable token; larger: more random"
+    )
+    choice.add_argument(
+        "--top_k", type=int, default=0, help="draw among the k most probable tokens; 0: all"
+    )
+    choice.add_argument(
+        "--top_p",
+        type=float,
+        default=0.9,
+        help="draw among the most probable tokens that reach this probability together",
+    )
+    choice.add_argument("--max_out_tokens", type=int, default=6, help="new tokens at most")
 
 
 def _default_preset(argv: Sequence[str]) -> str:
@@ -323,7 +291,6 @@ def _run(argv: Sequence[str]) -> None:
     _log.info("process %d, config %s: %s", os.getpid(), options.config, config.as_dict())
     if options.checkpoint is None and options.config == DEMO_PRESET:
         _log.info("random weights (%s): the text means nothing", checkpoint.path)
-    set_seeds(config.seed)
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
         trace = Path(folder) / "trace.json"
         session = _open_session(config, checkpoint, trace)

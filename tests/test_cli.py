@@ -149,17 +149,6 @@ def test_a_checkpoint_asks_for_the_release_preset() -> None:
     assert run_inference._default_preset(["--image", "x"]) == "tiny"
 
 
-@pytest.mark.usefixtures("_cache")
-def test_random_checkpoint_is_made_once() -> None:
-    config = load_preset("tiny")
-    path = run_inference._random_checkpoint(config)
-    before = path.stat().st_mtime_ns
-    assert run_inference._random_checkpoint(config) == path
-    assert path.stat().st_mtime_ns == before
-    config.transformer.layers = 3
-    assert run_inference._random_checkpoint(config) != path
-
-
 _BAD = {
     "unknown preset": (["--config", "tinny"], ["'tinny'", "'tiny'"]),
     "unknown field": (["--transformer.hidden", "3"], ["--transformer.hidden", "hidden_size'"]),
