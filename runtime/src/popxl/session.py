@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import popart
 from popxl import dtypes
+from popxl._variables import _is_frozen
 from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
-from popxl.tensor import Constant, HostScalarTensor, Variable, _is_frozen
+from popxl.tensor import Constant, HostScalarTensor, Variable
 from popxl.utils import to_numpy
 from popxl_torch.ir.errors import popart_runtime_error
 
@@ -34,7 +35,7 @@ class Session:
     def __init__(
         self,
         ir: Ir,
-        device_desc: Literal["ipu_hw", "ipu_model", "cpu"] = "cpu",
+        device_desc: Literal["ipu_hw", "ipu_model", "cpu"] | popart.DeviceInfo = "cpu",
         weights_to_host_on_exit: bool = True,
     ) -> None:
         """Compile ``ir``.
