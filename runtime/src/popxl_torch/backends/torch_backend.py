@@ -25,16 +25,20 @@ def _numpy_dtype(name: str) -> np.dtype:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device asked for, else a GPU if there is one, else the CPU."""
-    if wanted:
-        device = torch.device(wanted)
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            count = torch.cuda.device_count()
-            raise RuntimeError(
-                f"Device {wanted!r} was asked for, but there are {count} CUDA devices"
-            )
-        return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device asked for, else a GPU if there is one, else the CPU.
+
+    Raises:
+        RuntimeError: no such device on this machine, or one of a kind that has no kernels here.
+    """
+    if not wanted:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = wanted.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise RuntimeError(f"Device {wanted!r} was asked for; there are 'cpu', 'cuda' and 'cuda:N'")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise RuntimeError(f"Device {wanted!r} was asked for; there are {count} CUDA devices")
+    return torch.device(wanted)
 
 
 class TorchBackend:

@@ -182,3 +182,9 @@ def test_overflow_in_half_precision_is_infinite() -> None:
         ops.host_store(target, x + x)
     with popxl.Session(ir, "ipu_hw") as session:
         assert np.isposinf(session.run()[target])
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "cuda:99", "cuda:x", "gpu"])
+def test_a_device_that_is_not_there_is_refused_when_the_session_is_made(device: str) -> None:
+    with pytest.raises(RuntimeError, match=f"Device '{device}' was asked for; there are"):
+        _layers(1, 4, device=device)
