@@ -260,8 +260,7 @@ def _attention(
     block: str, config: MagmaConfig, adapter: AdapterSpec | None, positions: int
 ) -> _Rows:
     hidden = config.transformer.hidden_size
-    heads = config.transformer.attention.heads
-    rotary = config.transformer.attention.rotary_dim or hidden // heads
+    rotary = config.transformer.attention.rotary_dim
     base, adapter_path = _ATTENTION_PATHS[adapter.kind if adapter else None]
     for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
         yield f"{block}.{base}.{name}.weight", TensorEntry((hidden, hidden))

@@ -12,7 +12,6 @@ from popxl_addons.ops.rotary_pos_embed import rotary_pos_embed, trig_tables
 from config.config import GPTJConfig
 from modelling.parallel import enter_sharded, leave_sharded, shard_grouping
 from modelling.shards import Arrays, column_shards, frozen, row_shards, take
-from utils.errors import UserError
 
 
 class AttentionHeads(addons.Module):
@@ -56,7 +55,7 @@ class AttentionHeads(addons.Module):
     def _rotate(self, q: popxl.Tensor, k: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
         """Rotates the first channels of each head of (b, s, n/r, d) by its position."""
         attention = self.config.attention
-        dim = attention.rotary_dim or q.shape[-1]
+        dim = attention.rotary_dim
         # Rounding the angles would get them wrong by up to 0.4 rad in half precision: only their
         # sines and cosines are rounded.
         base = attention.rotary_positional_embeddings_base
@@ -71,11 +70,6 @@ class AttentionHeads(addons.Module):
         a slice's last query are hidden from all of it, so it leaves them out.
         """
         s, slices = q.shape[2], self.config.execution.attention_serialisation
-        if not 1 <= slices <= s:
-            raise UserError(
-                f"attention_serialisation is {slices}, but must be at least 1 and at most the "
-                f"number of positions, {s}"
-            )
         if slices == 1:
             return _attend_slice(q, k, v)
         sizes = [len(part) for part in np.array_split(np.arange(s), slices)]
