@@ -50,7 +50,7 @@ class Engine:
         self.variables = [v for v in program.main.values.values() if v.kind == "variable"]
         self.varying = varying_sources(self.variables)
         self.uploaded: dict[Value, Any] = {}
-        self._plans: dict[Any, BoundPlan] = {}
+        self._plans: dict[Any, tuple[BoundPlan, Varying]] = {}
         self._interpreter: Interpreter | None = None
         if settings.executor == "interpreter":
             self._interpreter = Interpreter(program, self.backend, self.memory)
@@ -142,20 +142,19 @@ class Engine:
         self._interpreter.run(name)
 
     def _plan(self, name: str, streams: frozenset[Stream]) -> BoundPlan:
-        key = (
-            name,
-            streams,
-            frozenset(self.varying.states),
-            frozenset(self.varying.buffers),
-        )
+        """The plan for what varies now; ``varying`` grows by what running it makes vary."""
+        key = (name, streams, *self.varying.key())
         if key not in self._plans:
             sources = self.varying.copy()
             sources.streams = set(streams)
             functional, grown = specialise(self.functional, sources, self.settings.join_shards)
             plan = lower(functional, getattr(functional, name))
             self._debug(3, f"plan of {name}:\n{plan}")
-            self.varying = Varying(set(), grown.states, grown.buffers)
-            self._plans[key] = BoundPlan(plan, self.backend, self.memory)
-            if name == "main":
-                self.trace.steps = self._plans[key].num_steps
-        return self._plans[key]
+            bound = BoundPlan(plan, self.backend, self.memory)
+            # Marks are a fixed point: what has grown needs no other plan.
+            self._plans[key] = self._plans[name, streams, *grown.key()] = (bound, grown)
+        bound, grown = self._plans[key]
+        self.varying = Varying(set(), set(grown.states), set(grown.buffers))
+        if name == "main":
+            self.trace.steps = bound.num_steps
+        return bound

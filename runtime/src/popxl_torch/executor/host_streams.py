@@ -5,7 +5,7 @@ Arrays have the shape ([transfers,] [replicas,] \\*stream shape); axes of size 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,12 @@ def rows_are_equal(array: np.ndarray, axis: int) -> bool:
     return all(np.array_equal(first, np.ascontiguousarray(r).view(np.uint8)) for r in rows[1:])
 
 
+def _apart(array: np.ndarray, outputs: Iterable[np.ndarray]) -> np.ndarray:
+    """The array, copied if a store could change it: a load is a view of it."""
+    shared = any(np.may_share_memory(array, output) for output in outputs)
+    return array.copy() if shared else array
+
+
 class HostStreams:
     """Loads and stores of the run at hand."""
 
@@ -31,14 +37,15 @@ class HostStreams:
         self.transfers = transfers
         self.replicas = replicas
         self.arrays: dict[Stream, np.ndarray] = {}
-        self.cursors: dict[Stream, int] = {}
+        self.cursors: dict[Stream, list[int]] = {}
 
     def start(
         self, inputs: Mapping[Stream, np.ndarray], outputs: Mapping[Stream, np.ndarray]
     ) -> frozenset[Stream]:
         """Take the arrays of a run; returns the input streams whose replicas differ."""
         self.arrays = {}
-        self.cursors = dict.fromkeys([*inputs, *outputs], 0)
+        self.cursors = {stream: [0] * self.replicas for stream in [*inputs, *outputs]}
+        inputs = {stream: _apart(array, outputs.values()) for stream, array in inputs.items()}
         varying = set()
         for stream, array in [*inputs.items(), *outputs.items()]:
             if self.transfers == 1:
@@ -53,10 +60,18 @@ class HostStreams:
         self.arrays = {}
 
     def _next(self, stream: Stream) -> np.ndarray:
-        array = self.arrays[stream]
-        position = self.cursors[stream]
-        self.cursors[stream] = (position + 1) % len(array)
+        """The element of all replicas, whose cursors move together."""
+        array, cursors = self.arrays[stream], self.cursors[stream]
+        position = cursors[0]
+        cursors[:] = [(position + 1) % len(array)] * self.replicas
         return array[position, ...]
+
+    def _next_of(self, stream: Stream, replica: int) -> np.ndarray:
+        """The element of one replica, whose cursor moves alone."""
+        array, cursors = self.arrays[stream], self.cursors[stream]
+        position = cursors[replica]
+        cursors[replica] = (position + 1) % len(array)
+        return array[position, replica, ...] if self.replicas > 1 else array[position, ...]
 
     def load(self, stream: Stream, varying: bool) -> Any:
         """The stream's next element: one replica's, or all with a leading axis if ``varying``."""
@@ -69,3 +84,12 @@ class HostStreams:
         """The stream's next element becomes ``tensor``; the same for all replicas if it has no
         replica axis."""
         np.copyto(self._next(stream), self.backend.to_host(tensor, stream.spec), casting="no")
+
+    def load_replica(self, stream: Stream, replica: int) -> Any:
+        """As :meth:`load`, for one replica."""
+        return self.backend.from_host(self._next_of(stream, replica), stream.spec)
+
+    def store_replica(self, stream: Stream, tensor: Any, replica: int) -> None:
+        """As :meth:`store`, for one replica."""
+        element = self.backend.to_host(tensor, stream.spec)
+        np.copyto(self._next_of(stream, replica), element, casting="no")

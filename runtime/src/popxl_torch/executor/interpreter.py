@@ -224,17 +224,17 @@ class Interpreter:
     # -- input and output -------------------------------------------------------------------
 
     def _host_load(self, op: Op, frame: _Frame) -> None:
-        stream = op.attrs["stream"]
-        loaded = self.memory.streams.load(stream, self.replicas > 1)
-        parts = loaded if self.replicas > 1 else [loaded]
-        frame[op.outputs[0]] = [_copy(part) for part in parts]
+        loaded: Replicas = [None] * self.replicas
+        for r in self.active:
+            loaded[r] = _copy(self.memory.streams.load_replica(op.attrs["stream"], r))
+        frame[op.outputs[0]] = loaded
 
     def _host_store(self, op: Op, frame: _Frame) -> None:
         (value,) = op.inputs
         assert value is not None
         tensors = self._get(value, frame)
-        whole = torch.stack(tensors) if self.replicas > 1 else tensors[0]
-        self.memory.streams.store(op.attrs["stream"], whole)
+        for r in self.active:
+            self.memory.streams.store_replica(op.attrs["stream"], tensors[r], r)
 
     def _remote_load(self, op: Op, frame: _Frame) -> None:
         target, offset = op.inputs

@@ -37,14 +37,20 @@ class BoundPlan:
         self.backend = backend
         self.memory = memory
         self.slots: list[Any] = [None] * plan.num_slots
+        self.constants = {slot for slot, _, _ in plan.constants}
         for slot, spec, array in plan.constants:
             self.slots[slot] = backend.from_host(array, spec)
         self.actions, self.notes = self._body(plan.body)
         self.num_steps = sum(1 for _ in plan.steps())
 
     def run(self) -> None:
-        """Execute the steps."""
-        _execute(self.actions, self.notes)
+        """Execute the steps. Nothing but constants is kept afterwards."""
+        try:
+            _execute(self.actions, self.notes)
+        except BaseException:
+            for slot in set(range(len(self.slots))) - self.constants:
+                self.slots[slot] = None
+            raise
 
     def _body(self, body: Body) -> tuple[list[Action], list[str]]:
         return [self._action(step) for step in body.steps], [step.where for step in body.steps]
@@ -243,11 +249,14 @@ def _bind_write_state(bound: BoundPlan, step: Step) -> Action:
     return run
 
 
-def _own_results(body: Body) -> list[int]:
-    """Result slots that the body itself defines; they are cleared once their values are moved."""
+def _left_over(body: Body) -> list[int]:
+    """Slots that the body fills and no step of it frees: results, and parameters nobody reads.
+
+    They are cleared once the results are moved.
+    """
     own = {operand.slot for operand in body.params}
     own |= {operand.slot for step in body.steps for operand in step.outs}
-    return [operand.slot for operand in body.results if operand.slot in own]
+    return sorted(own - {slot for step in body.steps for slot in step.frees})
 
 
 def _bind_loop(bound: BoundPlan, step: Step) -> Action:
@@ -259,7 +268,7 @@ def _bind_loop(bound: BoundPlan, step: Step) -> Action:
     params = [operand.slot for operand in body.params]
     results = [operand.slot for operand in body.results]
     outs = [operand.slot for operand in step.outs]
-    own = _own_results(body)
+    own = _left_over(body)
 
     def run() -> None:
         carried = [slots[slot] for slot in starts]
@@ -281,7 +290,7 @@ def _bind_loop(bound: BoundPlan, step: Step) -> Action:
 def _bind_if(bound: BoundPlan, step: Step) -> Action:
     slots, backend = bound.slots, bound.backend
     condition = step.ins[0].slot
-    branches = [(*bound._body(body), body, _own_results(body)) for body in step.bodies]
+    branches = [(*bound._body(body), body, _left_over(body)) for body in step.bodies]
     outs = [operand.slot for operand in step.outs]
 
     def run() -> None:
@@ -300,7 +309,7 @@ def _bind_select(bound: BoundPlan, step: Step) -> Action:
     """A condition that differs by replica: both branches run, each replica takes its own."""
     slots, backend = bound.slots, bound.backend
     condition = step.ins[0].slot
-    branches = [(*bound._body(body), body, _own_results(body)) for body in step.bodies]
+    branches = [(*bound._body(body), body, _left_over(body)) for body in step.bodies]
     outs = [operand.slot for operand in step.outs]
 
     def run() -> None:

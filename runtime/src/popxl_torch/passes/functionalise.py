@@ -184,10 +184,16 @@ class _Functionaliser:
         assert written is not None
         target = self._cell(written, frame)
         self._write(target, outputs[0])
-        alias: tuple[str, dict[str, Any], Spec] = ("Identity", {}, op.outputs[0].spec)
-        frame[op.outputs[0]] = _Cell(outputs[0], (target,), alias, (self._read(target),))
+        if written.spec == op.outputs[0].spec:
+            frame[op.outputs[0]] = target  # one memory under two names
+        else:
+            frame[op.outputs[0]] = self._renamed(target, outputs[0], op.outputs[0].spec)
         for value, val in zip(op.outputs[1:], outputs[1:], strict=True):
             frame[value] = _Cell(val)
+
+    def _renamed(self, target: _Cell, val: Val, spec: Spec) -> _Cell:
+        """The cell of a tensor that is the same memory as ``target`` but has another spec."""
+        return _Cell(val, (target,), ("Identity", {}, spec), (self._read(target),))
 
     def _inline(self, graph: Graph, cells: Sequence[_Cell | None]) -> _Frame:
         frame: _Frame = {

@@ -29,6 +29,10 @@ class Varying:
         """Sets of its own with the same members."""
         return Varying(set(self.streams), set(self.states), set(self.buffers))
 
+    def key(self) -> tuple[frozenset[Value], frozenset[Buffer]]:
+        """What lives from run to run, hashable."""
+        return frozenset(self.states), frozenset(self.buffers)
+
 
 def is_grouped(data: VariableData) -> bool:
     """Whether a variable's replicas hold different values."""

@@ -97,6 +97,13 @@ def has_effect(node: Node) -> bool:
     return any(has_effect(inner) for block in node.blocks for inner in block.nodes)
 
 
+def communicates(node: Node) -> bool:
+    """Whether the node or one nested in it exchanges data between replicas."""
+    if node.kind.startswith("Replicated") or node.kind == "MatMulReduced":
+        return True
+    return any(communicates(inner) for block in node.blocks for inner in block.nodes)
+
+
 def walk(block: Block) -> Iterator[Node]:
     """All nodes, nested ones after the node that holds them."""
     for node in block.nodes:

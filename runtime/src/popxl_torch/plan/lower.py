@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 
 from popxl_torch.ir.opdef import kinds, opdef
-from popxl_torch.passes.ssa import Block, Functional, Node, Val, has_effect
+from popxl_torch.passes.ssa import Block, Functional, Node, Val, communicates, has_effect
 from popxl_torch.plan.steps import Body, Operand, Plan, Step
 
 
 class NotVectorisable(Exception):
-    """The program needs replicas to take different paths with effects: run them one by one."""
+    """Replicas may take different paths that act on something, or that meet other replicas: they
+    must run one by one."""
 
 
 def lower(functional: Functional, block: Block) -> Plan:
     """The plan of one top-level block.
 
     Raises:
-        NotVectorisable: a branch with effects is taken by some replicas only.
+        NotVectorisable: a branch with effects or collectives may be taken by some replicas only.
     """
     return _Lowering(functional).plan(block)
 
@@ -103,8 +104,10 @@ class _Lowering:
         condition = node.inputs[0]
         varying = [out.varying for out in node.outputs]
         bodies = tuple(self._block(block, varying) for block in node.blocks)
-        if condition.varying and any(has_effect(n) for b in node.blocks for n in b.nodes):
-            raise NotVectorisable(node.where)
+        if condition.varying:
+            inner = [n for block in node.blocks for n in block.nodes]
+            if any(has_effect(n) or communicates(n) for n in inner):
+                raise NotVectorisable(node.where)
         kind = "Select" if condition.varying else "If"
         ins, outs = self._operands(node.inputs), self._operands(node.outputs)
         return [Step(kind, ins, outs, node.attrs, bodies, where=node.where)]
