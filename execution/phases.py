@@ -16,7 +16,7 @@ from popxl import ops
 from popxl_addons.remote import NamedRemoteBuffers
 
 from config.config import MagmaConfig
-from execution.weights import create_buffers
+from execution.weights import create_buffers, create_variables
 from modelling.clip_resnet.resnet import block_shapes
 from modelling.clip_resnet.stem import IMAGE_CHANNELS, Stem
 from modelling.gptj.decoder import DecoderBlock
@@ -56,6 +56,10 @@ class Phase:
         factories, graph = module.create_graph(x)
         buffers = create_buffers(factories, len(keys))
         return cls(keys, graph, factories, buffers, memory_proportions)
+
+    def create_variables(self) -> dict[str, popxl.Tensor]:
+        """Its variables by flat key below the state's root, without values yet."""
+        return create_variables(self.factories, self.buffers, self.keys)
 
     @property
     def result(self) -> popxl.TensorSpec:

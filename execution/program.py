@@ -13,7 +13,6 @@ from popxl_addons.patterns import apply_pre_alias_patterns
 
 from config.config import MagmaConfig
 from execution.phases import Phases, build_phases, call_phase
-from execution.weights import create_variables
 from modelling.clip_resnet.stem import IMAGE_CHANNELS
 from utils.errors import UserError
 
@@ -42,7 +41,7 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
         inputs, outputs = _create_streams(config, phases)
         variables: dict[str | int, popxl.Tensor] = {}
         for phase in phases:
-            variables.update(create_variables(phase))
+            variables.update(phase.create_variables())
         _call_phases(phases, inputs, outputs, config.batch)
     for phase in phases:
         addons.set_graph_available_memory_proportion_by_ipu(

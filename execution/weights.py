@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import popxl
@@ -12,9 +11,6 @@ from popxl_addons.remote import NamedRemoteBuffers
 
 from utils.errors import UserError
 
-if TYPE_CHECKING:
-    from execution.phases import Phase
-
 
 def create_buffers(factories: addons.NamedVariableFactories, entries: int) -> NamedRemoteBuffers:
     """One remote buffer for each weight of a graph, with an entry for each time it is called."""
@@ -22,14 +18,21 @@ def create_buffers(factories: addons.NamedVariableFactories, entries: int) -> Na
     return addons.named_variable_buffers(factories, entries=entries, shard_over_dict=False)
 
 
-def create_variables(phase: Phase) -> dict[str, popxl.Tensor]:
-    """The variables that fill a phase's buffers, by flat key below the state's root.
+def create_variables(
+    factories: addons.NamedVariableFactories, buffers: NamedRemoteBuffers, keys: Sequence[str]
+) -> dict[str, popxl.Tensor]:
+    """The variables that fill the buffers of a graph, by flat key below the state's root.
 
     They have a shape and a dtype only, until :func:`load_weights` gives them values.
+
+    Args:
+        factories: What the variables look like.
+        buffers: Where they lie, made by :func:`create_buffers`.
+        keys: Where the variables of each entry lie below the state's root.
     """
     variables: dict[str, popxl.Tensor] = {}
-    for entry, key in enumerate(phase.keys):
-        named = phase.factories.init_remote(phase.buffers, entry, prefix=key, empty=True)
+    for entry, key in enumerate(keys):
+        named = factories.init_remote(buffers, entry, prefix=key, empty=True)
         variables |= {f"{key}.{name}": tensor for name, tensor in named.to_dict().items()}
     return variables
 
