@@ -58,7 +58,7 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
             # Weights are never changed on the device.
             weights_to_host_on_exit=False,
         )
-    except (RuntimeError, ValueError, popart.popart_exception) as error:
+    except (RuntimeError, ValueError) as error:
         # Engines raise these where the environment asks for a device or a setting they lack.
         raise UserError(
             f"the program cannot be made for this machine: {error} (the environment variables "
