@@ -66,6 +66,7 @@ class Session:
         ir._program.prepared = True
         self._inputs = {s._record: s for s in ir.get_all_h2d_streams()}
         self._outputs = {s._record: s for s in ir.get_all_d2h_streams()}
+        self._axes = (ir.num_host_transfers, ir.replication_factor)
         self._was_attached_stack: list[Any] = []
         self._device: Any = popart.DeviceInfo(settings.device or "cpu")
         if isinstance(device_desc, popart.DeviceInfo):
@@ -259,8 +260,7 @@ class Session:
 
     def _full_input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Array shape of a stream: transfers and replicas in front, unless they are 1."""
-        axes = (self._ir.num_host_transfers, self._ir.instance_replication_factor)
-        return (*(n for n in axes if n > 1), *shape)
+        return (*(n for n in self._axes if n > 1), *shape)
 
     def expected_inputs(self) -> set[HostToDeviceStream]:  # (quirk) a set
         """Input streams that some op loads from."""
@@ -347,7 +347,7 @@ class Session:
         return targets
 
     def _checked_shape(self, what: str, stream: Any, array: np.ndarray) -> np.ndarray:
-        transfers, replicas = self._ir.num_host_transfers, self._ir.instance_replication_factor
+        transfers, replicas = self._axes
         expected = self._full_input_shape(stream.shape)
         leading = len(expected) - len(stream.shape)
         if array.shape == expected:

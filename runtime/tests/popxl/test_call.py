@@ -187,6 +187,32 @@ def test_by_reference_through_two_levels(ir: popxl.Ir, main: popxl.Graph, make_s
     np.testing.assert_array_equal(tens, [30.0, 40.0])
 
 
+def test_outputs_are_no_references(ir: popxl.Ir, main: popxl.Graph, make_session: Any):
+    def fn(a: popxl.TensorByRef):
+        a += 1.0
+        return a
+
+    x = popxl.variable([1.0, 2.0])
+    (y,) = ops.call(ir.create_graph(fn, x), x)
+    ops.add_(y, popxl.constant([10.0, 10.0]))
+    found, of_call = run(make_session, ir, x, y)
+    np.testing.assert_array_equal(found, [2.0, 3.0])
+    np.testing.assert_array_equal(of_call, [12.0, 13.0])
+
+
+def test_an_alias_by_value_beside_a_reference(ir: popxl.Ir, main: popxl.Graph, make_session: Any):
+    def fn(a: popxl.TensorByRef, b):
+        a += 1.0
+        return b
+
+    x = popxl.variable([[1.0, 2.0]])
+    alias = ops.reshape_(x, (2,))
+    (y,) = ops.call(ir.create_graph(fn, x, alias), x, alias)
+    before, after = run(make_session, ir, y, alias)
+    np.testing.assert_array_equal(before, [1.0, 2.0])
+    np.testing.assert_array_equal(after, [2.0, 3.0])
+
+
 def test_by_reference_of_a_part(ir: popxl.Ir, main: popxl.Graph, make_session: Any):
     def fn(a: popxl.TensorByRef):
         a += 10

@@ -100,6 +100,40 @@ def test_a_carried_reference_with_changes_in_place(
     assert [int(v) for v in found] == [22, 21]
 
 
+def test_references_without_iterations(ir: popxl.Ir, main: popxl.Graph, make_session: Any):
+    def body(a: popxl.TensorByRef, b: popxl.TensorByRef):
+        a += 1
+        b += 1
+        return a + b
+
+    a, b = popxl.variable(1), popxl.variable(2)
+    (y,) = ops.repeat(ir.create_graph(body, a, b), 0, a, b)
+    found = run(make_session, ir, y, a, b)
+    assert [int(v) for v in found] == [1, 1, 2]
+
+
+def test_a_reference_to_a_part(ir: popxl.Ir, main: popxl.Graph, make_session: Any):
+    def body(a: popxl.TensorByRef):
+        a += 10
+
+    x = popxl.variable([1, 2, 3])
+    part = ops.slice_(x, 1, 3)
+    ops.repeat(ir.create_graph(body, part), 3, part)
+    (found,) = run(make_session, ir, x)
+    np.testing.assert_array_equal(found, [1, 32, 33])
+
+
+def test_writes_to_a_carried_value_stay_inside(ir: popxl.Ir, main: popxl.Graph, make_session: Any):
+    def body(a):
+        a += 10
+        return a * 2
+
+    x = popxl.variable(1)
+    (y,) = ops.repeat(ir.create_graph(body, x), 2, x)
+    found = run(make_session, ir, y, x)
+    assert [int(v) for v in found] == [64, 1]
+
+
 def test_state_across_runs(ir: popxl.Ir, main: popxl.Graph, make_session: Any):
     def bump(n: popxl.TensorByRef):
         ops.add_(n, popxl.constant(1, n.dtype))

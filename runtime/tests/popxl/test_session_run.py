@@ -112,6 +112,14 @@ class TestConstruction:
         assert session.expected_inputs() == set()
         assert uncalled.id not in [g.id for g in ir._pb_ir.getAllGraphs()]
 
+    def test_transfers_are_those_of_its_construction(self, ir: popxl.Ir, make_session: Any):
+        ir.num_host_transfers = 2
+        xs, ys = echo(ir, ())
+        session = make_session(ir)
+        ir.num_host_transfers = 3
+        with session:
+            assert session.run({xs: [1.0, 2.0]})[ys].shape == (2,)
+
     def test_properties(self, ir: popxl.Ir):
         echo(ir, ())
         session = popxl.Session(ir, weights_to_host_on_exit=False)
