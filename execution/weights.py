@@ -33,7 +33,7 @@ def create_variables(
     variables: dict[str, popxl.Tensor] = {}
     for entry, key in enumerate(keys):
         named = factories.init_remote(buffers, entry, prefix=key, empty=True)
-        variables |= {f"{key}.{name}": tensor for name, tensor in named.to_dict().items()}
+        variables |= addons.NamedTensors.from_dict({key: named}).to_dict()
     return variables
 
 
