@@ -79,6 +79,82 @@ def test_options_that_an_ir_fixes(ir: popxl.Ir):
     assert ir.num_host_transfers == 1
 
 
+SCALAR_OPTIONS = {
+    "partialsTypeMatMuls": "half",
+    "enableDistributedReplicatedGraphs": True,
+    "globalReplicationFactor": 2,
+    "globalReplicaOffset": 1,
+    "enableInplaceAmbiguityChecking": False,
+    "enableStochasticRounding": True,
+    "throwIfLog2ScaleTensorNotInRange": False,
+    "numIOTiles": 32,
+    "enableFloatingPointChecks": True,
+    "aliasZeroCopy": False,
+    "constantWeights": False,
+    "enableVariablesCaching": True,
+    "virtualGraphMode": "Off",
+    "useHostCopyOps": False,
+    "enableExplicitMainLoops": False,
+    "explicitRecomputation": False,
+    "decomposeGradSum": False,
+    "defaultBufferingDepth": 2,
+    "enablePrefetchDatastreams": False,
+    "enableStableNorm": True,
+    "groupNormStridedChannelGrouping": True,
+    "enableNonStableSoftmax": True,
+    "ensureFp32LossScaleTensor": True,
+    "useLoopCandidateCreator": True,
+    "finalDotOp": 5,
+    "syntheticDataMode": popart.SyntheticDataMode.Zeros,
+    "compileEngine": False,
+    "timeLimitScheduler": 1.0,
+    "swapLimitScheduler": 1,
+    "kahnTieBreaker": "fifo",
+    "enableMergeExchange": False,
+    "exportPoplarComputationGraph": True,
+}
+MAPPING_OPTIONS = [
+    "engineOptions",
+    "reportOptions",
+    "convolutionOptions",
+    "matmulOptions",
+    "gclOptions",
+    "lstmOptions",
+    "bufferingDepthMap",
+]
+OTHER_OPTIONS = [
+    "dotChecks",
+    "hardwareInstrumentations",
+    "customCodelets",
+    "replicatedCollectivesSettings",
+    "experimentalSettings",
+    "weightTensorLocationSettings",
+    "activationTensorLocationSettings",
+    "optimizerStateTensorLocationSettings",
+    "accumulatorTensorLocationSettings",
+]
+
+
+@pytest.mark.parametrize("name", SCALAR_OPTIONS)
+def test_options_are_live(ir: popxl.Ir, name: str):
+    assert getattr(ir._pb_ir.getSessionOptions(), name) != SCALAR_OPTIONS[name]
+    setattr(ir._pb_ir.getSessionOptions(), name, SCALAR_OPTIONS[name])
+    assert getattr(ir._pb_ir.getSessionOptions(), name) == SCALAR_OPTIONS[name]
+    assert getattr(popxl.Ir()._pb_ir.getSessionOptions(), name) != SCALAR_OPTIONS[name]
+
+
+@pytest.mark.parametrize("name", MAPPING_OPTIONS)
+def test_options_that_take_items(ir: popxl.Ir, name: str):
+    getattr(ir._pb_ir.getSessionOptions(), name)["a.b"] = "true"
+    assert dict(getattr(ir._pb_ir.getSessionOptions(), name)) == {"a.b": "true"}
+    assert dict(getattr(popxl.Ir()._pb_ir.getSessionOptions(), name)) == {}
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIONS)
+def test_other_options_can_be_read(ir: popxl.Ir, name: str):
+    assert not getattr(ir._pb_ir.getSessionOptions(), name)
+
+
 def test_unknown_session_option(ir: popxl.Ir):
     options = ir._pb_ir.getSessionOptions()
     with pytest.raises(AttributeError):
