@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import zlib
@@ -26,14 +27,18 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture(autouse=True)
 def restore_globals() -> Iterator[None]:
-    """Puts numpy's and torch's global state back after each test.
+    """Puts logging's, numpy's and torch's global state back after each test.
 
     torch is left alone in a test that runs before anything has imported it, so that tests of the
     front end stay free of it.
     """
     numpy_state = np.random.get_state()  # noqa: NPY002 - the global generator is what may leak
     torch_state = _torch_state()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
     np.random.set_state(numpy_state)  # noqa: NPY002
     for restore, value in torch_state:
         restore(value)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,15 +48,6 @@ class FakeSession:
         logits = np.zeros((config.batch * config.total_tokens, vocabulary), np.float32)
         logits[:, next(self._tokens)] = 50
         return {"logits": np.stack(np.split(logits, config.tensor_parallel, axis=1))}
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.fixture

@@ -28,21 +28,6 @@ EMBEDDING = "lm.transformer.wte.weight"
 QUERY = "lm.transformer.h.0.attn.attention.q_proj.weight"
 
 
-@pytest.fixture
-def config() -> MagmaConfig:
-    return small_config()
-
-
-@pytest.fixture
-def generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(2**31)))
-
-
-@pytest.fixture
-def state(config: MagmaConfig, generator: torch.Generator) -> State:
-    return published_state(config, configured_layout(config), generator)
-
-
 def assert_equal(checkpoint: Checkpoint, state: State) -> None:
     assert set(checkpoint) == set(state)
     for name, tensor in state.items():

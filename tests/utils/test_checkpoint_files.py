@@ -16,29 +16,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from config.config import MagmaConfig
 from tests.small_configs import small_config
 from tests.utils.checkpoint_cases import State, canonical, refusal, save_sharded, saved
-from tests.utils.published_module import deepspeed_file, published_state
+from tests.utils.published_module import deepspeed_file
 from utils.checkpoint import open_checkpoint
 from utils.checkpoint_files import open_tensors
-from utils.checkpoint_layout import configured_layout
 from utils.errors import UserError
-
-
-@pytest.fixture
-def config() -> MagmaConfig:
-    return small_config()
-
-
-@pytest.fixture
-def generator(rng: np.random.Generator) -> torch.Generator:
-    return torch.Generator().manual_seed(int(rng.integers(2**31)))
-
-
-@pytest.fixture
-def state(config: MagmaConfig, generator: torch.Generator) -> State:
-    return published_state(config, configured_layout(config), generator)
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:

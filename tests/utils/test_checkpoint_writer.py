@@ -31,11 +31,6 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 POSITIONS = 40
 
 
-@pytest.fixture
-def config() -> MagmaConfig:
-    return small_config()
-
-
 def write(path: Path, config: MagmaConfig, **options: object) -> Path:
     write_random_checkpoint(path, config, positions=POSITIONS, **options)
     return path

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from utils.errors import UserError
 from utils.log import set_seeds, setup_logging
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
