@@ -85,6 +85,8 @@ def _new_variable(
     if isinstance(array, np.memmap) and not grouping.is_const:
         _LOG.warning("Variable %s: its data are rearranged, so its np.memmap is copied", name)
         array = np.array(array)
+    if isinstance(array, np.memmap) and not array.flags.writeable:
+        graph.ir._read_only = True
     shape = tuple(array.shape)
     groups = grouping.num_groups
     if groups > 1:

@@ -35,6 +35,7 @@ class Ir:
         self._graphs: dict[records.Graph, Graph] = {}
         self._streams: dict[records.Stream, Stream] = {}
         self._stale = False
+        self._read_only = False  # whether a read-only memory map forbids fetching weights
         if replication == "popdist":
             popdist.popart.configureSessionOptions(self._program.options)
             replication = self._program.options.replicatedGraphCount

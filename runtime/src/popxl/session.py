@@ -73,11 +73,7 @@ class Session:
             self._device = device_desc
         self._attached = False
         self._stale = False
-        self._read_only = any(
-            isinstance(v.data.memmap, np.memmap) and not v.data.memmap.flags.writeable
-            for v in self._engine.variables
-        )
-        self.weights_to_host_on_exit = weights_to_host_on_exit and not self._read_only
+        self.weights_to_host_on_exit = weights_to_host_on_exit and not ir._read_only
         if self._device.isAttached:
             self._attach()
 
@@ -170,7 +166,7 @@ class Session:
     def weights_to_host(self) -> None:
         """Fetch every variable; Exception if one is a read-only memory map."""
         self._check_attached()
-        if self._read_only:
+        if self._ir._read_only:
             raise Exception("The Ir has a read-only np.memmap variable: weights cannot be fetched.")
         self._engine.weights_to_host()
         self._mark_stale(False)

@@ -304,6 +304,17 @@ class TestMemmap:
                 session.get_tensor_data(other)
         np.testing.assert_array_equal(session.get_tensor_data(w), source)
 
+    def test_read_only_and_unused(
+        self, ir: popxl.Ir, main: popxl.Graph, make_session: Any, source: np.memmap, tmp_path: Path
+    ):
+        popxl.variable(np.memmap(tmp_path / "map", "float32", "r"))
+        n = popxl.variable(0)
+        n += 1
+        session = make_session(ir)
+        with session:
+            session.run()
+        assert session.get_tensor_data(n) == 0
+
     def test_irregular_grouping(
         self, make_session: Any, source: np.memmap, caplog: pytest.LogCaptureFixture
     ):
