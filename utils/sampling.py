@@ -45,7 +45,7 @@ class Sampling:
             raise UserError(f"temperature is {self.temperature}; it must be 0 or greater")
         if not 0 <= self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; it must lie in 0..1")
-        if self.top_k != int(self.top_k) or self.top_k < 0:
+        if self.top_k < 0 or not float(self.top_k).is_integer():
             raise UserError(f"top_k is {self.top_k}; it must be a whole number, 0 or greater")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie in 0..{2**32 - 1}")

@@ -166,6 +166,8 @@ def test_logits_that_are_not_finite_are_refused(bad: float, rng: np.random.Gener
         ({"top_p": float("nan")}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": 1.5}, "top_k"),
+        ({"top_k": float("nan")}, "top_k"),
+        ({"top_k": float("inf")}, "top_k"),
         ({"seed": -1}, "seed"),
     ],
 )
