@@ -1,11 +1,12 @@
 """Random programs, described apart from any Ir so that the same one can be built again.
 
 A program is a list of instructions over a pool of float32 tensors of shape (4, 4). Instructions are
-drawn from a table: arithmetic, aliases and writes through them, calls by value and by reference,
-repeats, conditionals, remote loads and stores, and collectives over groups of replicas.
-"""
+drawn from a table: arithmetic, other dtypes on the way, aliases and writes through them, calls by
+value and by reference, repeats, conditionals, instructions nested in each of these, remote loads
+and stores, windows at run-time places, and collectives over groups of replicas.
 
-from __future__ import annotations
+No string annotations here: popxl recognises TensorByRef by identity.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -162,6 +163,183 @@ def _row_shards(pool: Pool, n: tuple[int, ...]) -> None:
     pool.append(_bounded(ops.collectives.replicated_all_reduce(partial)))
 
 
+def _group(n: int) -> popxl.ReplicaGrouping:
+    """One of the groupings of the Ir's replicas."""
+    ir = popxl.gcg().ir
+    replicas = ir.replication_factor
+    shapes = [
+        (stride, size)
+        for size in range(1, replicas + 1)
+        for stride in range(1, replicas + 1)
+        if replicas % (stride * size) == 0
+    ]
+    stride, size = shapes[n % len(shapes)]
+    return ir.replica_grouping(stride=stride, group_size=size)
+
+
+def _scatter(pool: Pool, n: tuple[int, ...]) -> None:
+    """Reduce-scatter or a piece of one's own, gathered again: of 16 elements, padded or not."""
+    t, group, c = _pick(pool, n[0]), _group(n[1]), ops.collectives
+    if n[2] % 2:
+        shard = c.replicated_reduce_scatter(
+            t, "mean", group, configure_output_for_replicated_tensor_sharding=True
+        )
+    else:
+        shard = c.replica_sharded_slice(t, group)
+    shard = _bounded(shard)
+    whole = c.replicated_all_gather(shard, group=group)
+    pool.append(whole.reshape((SIDE, SIDE)) + 0.0)
+
+
+def _unary(pool: Pool, n: tuple[int, ...]) -> None:
+    op = (ops.gelu, ops.relu, ops.swish, ops.tanh, ops.negate, ops.abs)[n[1] % 6]
+    pool.append(op(_pick(pool, n[0])))
+
+
+def _norm(pool: Pool, n: tuple[int, ...]) -> None:
+    row = popxl.constant(np.linspace(0.5, 1, SIDE), popxl.float32)
+    pool.append(_bounded(ops.layer_norm(_pick(pool, n[0]), row, row, eps=0.1)))
+
+
+def _total(pool: Pool, n: tuple[int, ...]) -> None:
+    op = (ops.sum, ops.mean, ops.max)[n[1] % 3]
+    t = _pick(pool, n[0])
+    pool.append(_bounded(t - op(t, axis=n[2] % 2, keepdims=True)))
+
+
+def _whole_numbers(pool: Pool, n: tuple[int, ...]) -> None:
+    """Through an integer type and back. The detour rounds: results never lie near a step."""
+    dtype = (popxl.int32, popxl.uint32, popxl.int8, popxl.bool)[n[1] % 4]
+    there = ops.cast(ops.greater(_pick(pool, n[0]), popxl.constant(5.0)), dtype)
+    back = ops.cast(there, popxl.float32)
+    pool.append(back + _pick(pool, n[2]))
+
+
+def _mask(pool: Pool, n: tuple[int, ...]) -> None:
+    pattern = popxl.constant(np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % (2 + n[2] % 3) == 0)
+    pool.append(ops.where(pattern, _pick(pool, n[0]), _pick(pool, n[1])))
+
+
+def _rows(pool: Pool, n: tuple[int, ...]) -> None:
+    indices = popxl.constant([n[1] % SIDE, n[2] % SIDE, 9, 0], popxl.int32)
+    pool.append(ops.gather(_pick(pool, n[0]), indices, axis=n[3] % 2, zero_OOR=True))
+
+
+def _place(n: int) -> popxl.Tensor:
+    """A run-time place, which differs by replica for some numbers."""
+    place = popxl.constant([n % SIDE], popxl.int32)
+    if n % 3 == 0:
+        rank = ops.collectives.replicated_slice(
+            popxl.constant(np.arange(popxl.gcg().ir.replication_factor), popxl.int32)
+        )
+        place = (place + rank.reshape((1,))) % SIDE
+    return place
+
+
+def _window(pool: Pool, n: tuple[int, ...]) -> None:
+    t, axis = _pick(pool, n[0]), n[1] % 2
+    row = ops.dynamic_slice(t, _place(n[2]), axes=[axis], sizes=[1], no_overlap=False)
+    update = ops.dynamic_update_ if n[4] % 2 else ops.dynamic_update
+    target = _pick(pool, n[5])
+    pool.append(update(target, _place(n[3]), row, axes=[axis], sizes=[1], no_overlap=False) + 0.0)
+
+
+def _cache(pool: Pool, n: tuple[int, ...]) -> None:
+    """Rows written into an entry in a loop: the form that update_remote rewrites."""
+    ir = popxl.gcg().ir
+    buffer = popxl.remote_buffer((SIDE, SIDE), popxl.float32, entries=2)
+
+    def body(place: popxl.Tensor, row: popxl.Tensor):
+        entry = popxl.constant(n[2] % 2, popxl.int32)
+        kept = ops.remote_load(buffer, entry)
+        kept = ops.dynamic_update_(kept, place, row, axes=[0], sizes=[1], no_overlap=False)
+        ops.remote_store(buffer, entry, kept)
+        return place + 1, ops.sum(kept, axis=0, keepdims=True)
+
+    row = ops.slice(_pick(pool, n[0]), 0, 1, axis=0)
+    place = popxl.constant([0], popxl.int32)
+    graph = ir.create_graph(body, place, row)
+    ops.repeat(graph, 1 + n[4] % 3, place, row)
+    pool.append(_bounded(ops.remote_load(buffer, n[3] % 2)))
+
+
+def _remote_in_place(pool: Pool, n: tuple[int, ...]) -> None:
+    """Each replica's own entry, and a load into a tensor that exists."""
+    buffer = popxl.remote_buffer((SIDE, SIDE), popxl.float32, entries=SIDE)
+    place = _place(n[1])
+    ops.remote_store(buffer, place, _pick(pool, n[0]))
+    ops.remote_load_(buffer, _place(n[2]), _pick(pool, n[3]))
+
+
+def _update(pool: Pool, n: tuple[int, ...]) -> None:
+    t, x = _pick(pool, n[0]), _pick(pool, n[1])
+    if t == x:
+        return
+    v = ops.var_updates
+    (
+        lambda: v.accumulate_moving_average_(t, x, 0.5),
+        lambda: v.accumulate_mean_(t, x, 3.0),
+        lambda: v.accumulator_scale_(t, 0.5),
+        lambda: v.copy_var_update_(t, x),
+        lambda: ops.relu_(t),
+        lambda: ops.collectives.replicated_all_reduce_(t, "mean", _group(n[3])),
+    )[n[2] % 6]()
+
+
+def _inner(n: tuple[int, ...]) -> Callable[[Pool], None]:
+    """One or two further instructions, for a nested graph."""
+    names = [name for name in sorted(INSTRUCTIONS) if name not in _LONG]
+    first, second = names[n[4] % len(names)], names[n[5] % len(names)]
+
+    def build(pool: Pool) -> None:
+        INSTRUCTIONS[first](pool, n[::-1])
+        if n[3] % 2:
+            INSTRUCTIONS[second](pool, n)
+
+    return build
+
+
+def _nested_call(pool: Pool, n: tuple[int, ...]) -> None:
+    def body(x: popxl.Tensor, y: popxl.TensorByRef):
+        inside: Pool = [x, y]
+        _inner(n)(inside)
+        return inside[-1], x
+
+    x, y = _pick(pool, n[0]), _pick(pool, n[1])
+    if x != y:
+        pool.extend(ops.call(popxl.gcg().ir.create_graph(body, x, y), x, y))
+
+
+def _nested_repeat(pool: Pool, n: tuple[int, ...]) -> None:
+    def body(x: popxl.Tensor, y: popxl.TensorByRef, z: popxl.TensorByRef):
+        inside: Pool = [x, y, z]
+        _inner(n)(inside)
+        return _bounded(inside[-1]), _bounded(inside[-1] + y)
+
+    x, y, z = (_pick(pool, i) for i in n[:3])
+    if x != y and z not in (x, y):
+        graph = popxl.gcg().ir.create_graph(body, x, y, z)
+        pool.extend(ops.repeat(graph, n[3] % 4, x, y, z))
+
+
+def _nested_conditional(pool: Pool, n: tuple[int, ...]) -> None:
+    def branch(x: popxl.Tensor, y: popxl.Tensor, flip: bool):
+        inside: Pool = [x, y]
+        _inner(n[::-1] if flip else n)(inside)
+        return inside[-1], y
+
+    ir = popxl.gcg().ir
+    x, y = _pick(pool, n[0]), _pick(pool, n[1])
+    # The same everywhere: collectives may be inside.
+    total = ops.collectives.replicated_all_reduce(ops.sum(x), "max")
+    branches = ir.create_graph(branch, x, y, False), ir.create_graph(branch, x, y, True)
+    condition = ops.greater(total, popxl.constant(0.1))
+    pool.extend(ops.conditional(condition, *branches, [x, y], [y, x]))
+
+
+_LONG = ("nested_call", "nested_repeat", "nested_conditional")
+
+
 def _gather(pool: Pool, n: tuple[int, ...]) -> None:
     t = _pick(pool, n[0])
     whole = ops.collectives.replicated_all_gather(t, axis=n[1] % 2)
@@ -171,16 +349,30 @@ def _gather(pool: Pool, n: tuple[int, ...]) -> None:
 INSTRUCTIONS: dict[str, Callable[[Pool, tuple[int, ...]], None]] = {
     "binary": _binary,
     "bias": _bias,
+    "cache": _cache,
     "call": _call,
     "conditional": _conditional,
     "gather": _gather,
     "layout": _layout,
+    "mask": _mask,
     "matmul": _matmul,
+    "nested_call": _nested_call,
+    "nested_conditional": _nested_conditional,
+    "nested_repeat": _nested_repeat,
+    "norm": _norm,
     "reduce": _reduce,
     "remote": _remote,
+    "remote_in_place": _remote_in_place,
     "repeat": _repeat,
     "row_shards": _row_shards,
+    "rows": _rows,
+    "scatter": _scatter,
     "softmax": _softmax,
+    "total": _total,
+    "unary": _unary,
+    "update": _update,
+    "whole_numbers": _whole_numbers,
+    "window": _window,
     "write": _write,
     "write_alias": _write_alias,
 }
