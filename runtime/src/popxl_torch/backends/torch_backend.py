@@ -89,7 +89,10 @@ class TorchBackend:
         """Copy a window into a tensor in place; the same one for all replicas if it has no axis."""
         shape = window.shape if window.dim() == tensor.dim() else (1, *window.shape)
         for axis, start in zip(axes, starts.reshape(-1).tolist(), strict=True):
-            tensor = tensor.narrow(axis + lead, start, shape[axis + lead])
+            size = shape[axis + lead]
+            # As DynamicUpdate: moved inside where it sticks out.
+            start = min(max(start, 0), tensor.shape[axis + lead] - size)
+            tensor = tensor.narrow(axis + lead, start, size)
         tensor.copy_(window)
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:

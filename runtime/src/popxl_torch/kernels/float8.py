@@ -50,7 +50,8 @@ def scaled_product(site: Site, product: Callable[..., torch.Tensor]) -> Callable
             for table, codes in zip(tables, (x, w), strict=True)
         )
         y = product(x, w)
-        return torch.ldexp(y, log2_scale.reshape(*log2_scale.shape, *[1] * len(site.outs[0].shape)))
+        ones = [1] * len(site.outs[0].shape)
+        return torch.ldexp(y, log2_scale.reshape((*log2_scale.shape, *ones)))
 
     return run
 

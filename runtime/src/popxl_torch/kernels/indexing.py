@@ -38,7 +38,7 @@ def _take(t: torch.Tensor, indices: torch.Tensor, axis: int, zero_oor: bool) -> 
     if zero_oor:
         shape = [-1 if i == axis else 1 for i in range(t.dim())]
         result.masked_fill_((flat != inside).view(shape), 0)
-    return result.reshape(*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :])
+    return result.reshape((*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :]))
 
 
 @kernel("Gather", "PopartTiedGather")

@@ -45,7 +45,7 @@ def draws(seed: torch.Tensor, count: int) -> torch.Tensor:
 def uniform(seed: torch.Tensor, spec: Spec) -> torch.Tensor:
     """Float32 numbers in [0, 1) of shape (..., \\*spec.shape)."""
     bits = _shifted(draws(seed, spec.nelms), 64 - _FRACTION_BITS)
-    return (bits.float() * 2.0**-_FRACTION_BITS).reshape(*seed.shape[:-1], *spec.shape)
+    return (bits.float() * 2.0**-_FRACTION_BITS).reshape((*seed.shape[:-1], *spec.shape))
 
 
 def normal(seed: torch.Tensor, spec: Spec) -> torch.Tensor:
@@ -54,7 +54,7 @@ def normal(seed: torch.Tensor, spec: Spec) -> torch.Tensor:
     radius = (_shifted(z, 64 - _FRACTION_BITS) + 1).float() * 2.0**-_FRACTION_BITS  # in (0, 1]
     angle = (z & ((1 << _FRACTION_BITS) - 1)).float() * (2 * math.pi * 2.0**-_FRACTION_BITS)
     result = torch.sqrt(-2 * torch.log(radius)) * torch.cos(angle)
-    return result.reshape(*seed.shape[:-1], *spec.shape)
+    return result.reshape((*seed.shape[:-1], *spec.shape))
 
 
 @kernel("RandomUniform")
