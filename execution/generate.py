@@ -7,7 +7,7 @@ r replicas.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -237,7 +237,7 @@ def image_host(config: MagmaConfig, image: Array) -> Array:
     return np.broadcast_to(pictures, (config.tensor_parallel, *expected))
 
 
-def _progress(steps: int) -> Any:
+def _progress(steps: int) -> Iterable[int]:
     if not sys.stderr.isatty():
         return range(steps)
     from tqdm import tqdm
