@@ -1,6 +1,6 @@
 """Random programs, described apart from any Ir so that the same one can be built again.
 
-A program is a list of instructions over a pool of float32 tensors of shape (4, 4). Instructions are
+A program is a list of instructions over a pool of tensors of shape (4, 4) and one dtype. Instructions are
 drawn from a table: arithmetic, other dtypes on the way, aliases and writes through them, calls by
 value and by reference, repeats, conditionals, instructions nested in each of these, remote loads
 and stores, windows at run-time places, and collectives over groups of replicas.
@@ -58,7 +58,7 @@ def _matmul(pool: Pool, n: tuple[int, ...]) -> None:
 
 
 def _bias(pool: Pool, n: tuple[int, ...]) -> None:
-    row = popxl.constant(np.linspace(-1, 1, SIDE), popxl.float32)
+    row = popxl.constant(np.linspace(-1, 1, SIDE), pool[0].dtype)
     pool.append(_pick(pool, n[0]) + row)
 
 
@@ -75,7 +75,7 @@ def _layout(pool: Pool, n: tuple[int, ...]) -> None:
 def _write(pool: Pool, n: tuple[int, ...]) -> None:
     target = _pick(pool, n[0])
     ops.scaled_add_(target, _pick(pool, n[1]), b=0.5) if n[2] % 2 else ops.add_(
-        target, popxl.constant(0.25, popxl.float32)
+        target, popxl.constant(0.25, pool[0].dtype)
     )
 
 
@@ -88,14 +88,14 @@ def _write_alias(pool: Pool, n: tuple[int, ...]) -> None:
         alias = ops.transpose_(alias)
     elif n[4] % 2 and n[2] % 2 == 0:  # torch has no flat view of columns, which the oracle needs
         alias = ops.reshape_(alias, (alias.nelms,))
-    ops.add_(alias, popxl.constant(np.linspace(0, 1, alias.shape[-1]), popxl.float32))
+    ops.add_(alias, popxl.constant(np.linspace(0, 1, alias.shape[-1]), pool[0].dtype))
 
 
 def _write_joined(pool: Pool, n: tuple[int, ...]) -> None:
     """Writes two tensors at once through their concatenation."""
     a, b = _pick(pool, n[0]), _pick(pool, n[1])
     if a != b:
-        ops.add_(ops.concat_([a, b]), popxl.constant(np.full((1, SIDE), 0.125), popxl.float32))
+        ops.add_(ops.concat_([a, b]), popxl.constant(np.full((1, SIDE), 0.125), pool[0].dtype))
 
 
 def _call(pool: Pool, n: tuple[int, ...]) -> None:
@@ -131,13 +131,13 @@ def _conditional(pool: Pool, n: tuple[int, ...]) -> None:
 
     ir = popxl.gcg().ir
     x, y = _pick(pool, n[0]), _pick(pool, n[1])
-    condition = ops.greater(ops.sum(x), popxl.constant(0.0))
+    condition = ops.greater(ops.sum(x), popxl.constant(0.0, x.dtype))
     branches = ir.create_graph(first, x), ir.create_graph(second, x, y)
     pool.append(ops.conditional(condition, *branches, [x], [x, y])[0])
 
 
 def _remote(pool: Pool, n: tuple[int, ...]) -> None:
-    buffer = popxl.remote_buffer((SIDE, SIDE), popxl.float32, entries=2)
+    buffer = popxl.remote_buffer((SIDE, SIDE), pool[0].dtype, entries=2)
     ops.remote_store(buffer, n[2] % 2, _pick(pool, n[0]))
     pool.append(ops.remote_load(buffer, popxl.constant(n[3] % 2, popxl.int32)))
 
@@ -197,7 +197,7 @@ def _unary(pool: Pool, n: tuple[int, ...]) -> None:
 
 
 def _norm(pool: Pool, n: tuple[int, ...]) -> None:
-    row = popxl.constant(np.linspace(0.5, 1, SIDE), popxl.float32)
+    row = popxl.constant(np.linspace(0.5, 1, SIDE), pool[0].dtype)
     pool.append(_bounded(ops.layer_norm(_pick(pool, n[0]), row, row, eps=0.1)))
 
 
@@ -210,8 +210,8 @@ def _total(pool: Pool, n: tuple[int, ...]) -> None:
 def _whole_numbers(pool: Pool, n: tuple[int, ...]) -> None:
     """Through an integer type and back. The detour rounds: results never lie near a step."""
     dtype = (popxl.int32, popxl.uint32, popxl.int8, popxl.bool)[n[1] % 4]
-    there = ops.cast(ops.greater(_pick(pool, n[0]), popxl.constant(5.0)), dtype)
-    back = ops.cast(there, popxl.float32)
+    there = ops.cast(ops.greater(_pick(pool, n[0]), popxl.constant(5.0, pool[0].dtype)), dtype)
+    back = ops.cast(there, pool[0].dtype)
     pool.append(back + _pick(pool, n[2]))
 
 
@@ -247,7 +247,7 @@ def _window(pool: Pool, n: tuple[int, ...]) -> None:
 def _cache(pool: Pool, n: tuple[int, ...]) -> None:
     """Rows written into an entry in a loop: the form that update_remote rewrites."""
     ir = popxl.gcg().ir
-    buffer = popxl.remote_buffer((SIDE, SIDE), popxl.float32, entries=2)
+    buffer = popxl.remote_buffer((SIDE, SIDE), pool[0].dtype, entries=2)
 
     def body(place: popxl.Tensor, row: popxl.Tensor):
         entry = popxl.constant(n[2] % 2, popxl.int32)
@@ -265,7 +265,7 @@ def _cache(pool: Pool, n: tuple[int, ...]) -> None:
 
 def _remote_in_place(pool: Pool, n: tuple[int, ...]) -> None:
     """Each replica's own entry, and a load into a tensor that exists."""
-    buffer = popxl.remote_buffer((SIDE, SIDE), popxl.float32, entries=SIDE)
+    buffer = popxl.remote_buffer((SIDE, SIDE), pool[0].dtype, entries=SIDE)
     place = _place(n[1])
     ops.remote_store(buffer, place, _pick(pool, n[0]))
     ops.remote_load_(buffer, _place(n[2]), _pick(pool, n[3]))
@@ -333,7 +333,7 @@ def _nested_conditional(pool: Pool, n: tuple[int, ...]) -> None:
     # The same everywhere: collectives may be inside.
     total = ops.collectives.replicated_all_reduce(ops.sum(x), "max")
     branches = ir.create_graph(branch, x, y, False), ir.create_graph(branch, x, y, True)
-    condition = ops.greater(total, popxl.constant(0.1))
+    condition = ops.greater(total, popxl.constant(0.1, x.dtype))
     pool.extend(ops.conditional(condition, *branches, [x, y], [y, x]))
 
 
@@ -380,7 +380,11 @@ ALIAS_OF_SEVERAL = {**INSTRUCTIONS, "write_joined": _write_joined}
 
 
 def run_program(
-    program: Program, arrays: dict[str, np.ndarray], options: dict[str, str], runs: int = 2
+    program: Program,
+    arrays: dict[str, np.ndarray],
+    options: dict[str, str],
+    runs: int = 2,
+    dtype: popxl.dtype = popxl.float32,
 ) -> list[np.ndarray]:
     """Values of the whole pool after ``runs`` runs, then the variables.
 
@@ -388,14 +392,16 @@ def run_program(
         program: what to build.
         arrays: ``stream`` (replicas, 4, 4); ``shared`` (4, 4); ``own`` (replicas, 4, 4).
         options: engine options without their prefix.
+        dtype: of all tensors of the pool; the arrays are converted.
         runs: how often the session runs; variables carry state from run to run.
     """
     ir = popxl.Ir(replication=program.replicas)
     for name, value in options.items():
         ir._pb_ir.getSessionOptions().engineOptions[f"popxl_torch.{name}"] = value
     several = program.replicas > 1
+    arrays = {name: array.astype(dtype.as_numpy()) for name, array in arrays.items()}
     with ir.main_graph, popxl.in_sequence():
-        stream = popxl.h2d_stream((SIDE, SIDE), popxl.float32)
+        stream = popxl.h2d_stream((SIDE, SIDE), dtype)
         shared = popxl.variable(arrays["shared"])
         own = popxl.variable(
             arrays["own"] if several else arrays["own"][0],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import popxl
 import pytest
 
 from runtime.tests.popxl_torch.random_programs import draw_program, run_program
 
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
+HALF_TOLERANCE = {"rtol": 5e-2, "atol": 3e-2}
 ORACLE = {"executor": "interpreter"}
 PLANS = [{}, {"join_shards": "0"}]
 
@@ -32,6 +34,20 @@ def test_random_programs_agree(seed: int, replicas: int, uniform: bool) -> None:
     for options in PLANS:
         for got, wanted in zip(run_program(program, arrays, options), expected, strict=True):
             np.testing.assert_allclose(got, wanted, **TOLERANCE, err_msg=str(program))
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("seed", range(100, 106))
+def test_random_programs_in_half_precision_agree(seed: int, replicas: int) -> None:
+    rng = np.random.default_rng([seed, replicas])
+    program = draw_program(rng, length=10, replicas=replicas)
+    arrays = _arrays(rng, replicas, uniform=False)
+    expected = run_program(program, arrays, ORACLE, dtype=popxl.float16)
+    for options in (*PLANS, {"arithmetic": "fast"}):
+        found = run_program(program, arrays, options, dtype=popxl.float16)
+        for got, wanted in zip(found, expected, strict=True):
+            assert got.dtype == np.float16
+            np.testing.assert_allclose(got, wanted, **HALF_TOLERANCE, err_msg=str(program))
 
 
 @pytest.mark.long
