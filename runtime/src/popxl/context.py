@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from popxl.tensorlocation import ExecutionContext
+from popart._internal import ir as _ir
+from popart._internal.ir import ExecutionContext, TileSet
 
 if TYPE_CHECKING:
     from popxl.graph import Graph
     from popxl.ir import Ir
-    from popxl_torch.ir.records import Op
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 InSequenceKey = tuple[str, str]
@@ -113,29 +113,27 @@ class Context:
         """Undo :meth:`register_op_created_hook`."""
         del self._hooks[handle]
 
-    def _get_op_settings(self, name: str) -> dict[str, Any]:
+    def _get_op_settings(self, name: str) -> _ir.Settings:
         """Placement and names of an op that is about to be created."""
         if self._in_sequence not in (None, True, False, "pass"):
             raise ValueError(f"Not a valid in_sequence mode: {self._in_sequence!r}")
-        return {
-            "name": "/".join([*self._name_scopes, name]),
-            "scopes": tuple(self._name_scopes),
-            "ipu": self._ipu_id,
-            "tile_set": "io" if self._io_tiles else "compute",
-            "context": self._execution.name,
-            "location": get_source_location(2),
-        }
+        return _ir.Settings(
+            self.graph._record,
+            "/".join([*self._name_scopes, name]),
+            tuple(self._name_scopes),
+            self._ipu_id,
+            TileSet.IO if self._io_tiles else TileSet.Compute,
+            self._execution,
+            get_source_location(2),
+        )
 
-    def _op_created(self, op: Op) -> None:
+    def _op_created(self, op: _ir.Op) -> None:
         """Run the hooks for a new op."""
-        from popxl._handles import OpHandle
-
+        graph = op._record.graph
         hooks = list(self._hooks.values())
-        frontend = op.graph.program.frontend
-        if frontend is not None:
-            hooks += list(frontend._graph(op.graph)._hooks.values())
+        hooks += graph.program.frontend._graph(graph)._hooks.values()
         for hook in hooks:
-            hook(OpHandle(op))
+            hook(op)
 
 
 _CONTEXT = Context()

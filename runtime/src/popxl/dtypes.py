@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from popart import DataType
+from popart._internal import ir as _ir
 
 np_dtype_float8_143 = np.dtype([("float8_143", "u1")])
 np_dtype_float8_152 = np.dtype([("float8_152", "u1")])
@@ -72,6 +74,10 @@ class dtype:
     def name(self) -> str:
         """E.g. ``"float16"``."""
         return self._name
+
+    @property
+    def _pb_dtype(self) -> DataType:
+        return _ir.data_type(self._name)
 
     @property
     def is_complex(self) -> builtins.bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from popart import popart_exception
+from popart._internal import ir as _ir
 from popxl.context import get_current_context
 from popxl.tensor import Constant, Tensor, Variable
 
@@ -42,9 +43,7 @@ class Graph:
 
     @property
     def _pb_graph(self) -> Any:
-        from popxl._handles import GraphHandle
-
-        return GraphHandle(self._record)
+        return _ir.Graph(self._record)
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, List, Literal, Tuple
 
 import popart
 import popdist
+from popart._internal import ir as _ir
 from popxl.context import get_current_context
 from popxl.graph import Graph
 from popxl.module import Module
@@ -51,9 +52,7 @@ class Ir:
 
     @property
     def _pb_ir(self) -> Any:
-        from popxl._handles import IrHandle
-
-        return IrHandle(self._program)
+        return _ir.Ir(self._program)
 
     def _graph(self, record: records.Graph) -> Graph:
         """The one Graph object of an IR record."""

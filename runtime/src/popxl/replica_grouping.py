@@ -6,6 +6,8 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from popart import VariableRetrievalMode, VariableSettings
+
 if TYPE_CHECKING:
     from popxl.ir import Ir
 
@@ -192,5 +194,7 @@ class ReplicaGrouping:
     def _to_variable_settings(
         self,
         retrieval_mode: Literal["one_per_group", "all_replicas"] | None = None,
-    ) -> tuple[ReplicaGrouping, str]:
-        return self.const_rg, retrieval_mode or "one_per_group"
+    ) -> VariableSettings:
+        modes = {"all_replicas": VariableRetrievalMode.AllReplicas}
+        mode = modes.get(retrieval_mode or "", VariableRetrievalMode.OnePerGroup)
+        return VariableSettings(self.const_rg, mode)

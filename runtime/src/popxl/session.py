@@ -13,7 +13,7 @@ from popxl._variables import _is_frozen
 from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Constant, HostScalarTensor, Variable
-from popxl.utils import to_numpy
+from popxl.utils import _to_device_info, to_numpy
 from popxl_torch.ir.errors import popart_runtime_error
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ d2hStreamBufferMaps = Mapping[DeviceToHostStream, np.ndarray]
 h2dStreamBufferMaps = Mapping[HostToDeviceStream, HostScalarTensor]
 StreamBufferMaps = d2hStreamBufferMaps | h2dStreamBufferMaps
 
-_DEVICES = ("cpu", "ipu_model", "ipu_hw")
 _UNREADABLE = ("int8", "uint8", "complex64", "complex128")
 
 
@@ -83,10 +82,7 @@ class Session:
         if os.environ.get("POPXL_OFFLINE_DEVICE"):
             self._can_attach = False
             return
-        if device_desc not in _DEVICES:
-            raise ValueError(
-                f"Incorrect device type provided: {device_desc!r}; use one of {_DEVICES}."
-            )
+        _to_device_info(device_desc)
         ipus = 1 + max(
             (op.ipu for g in self._ir._program.graphs.values() for op in g.ops), default=0
         )

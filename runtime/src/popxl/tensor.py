@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 import numpy as np
+from popart._internal import ir as _ir
 from popxl import dtypes
 from popxl.context import get_current_context
 from popxl.errors import UndefinedValue
@@ -94,9 +95,7 @@ class Tensor:
 
     @property
     def _pb_tensor(self) -> Any:
-        from popxl._handles import TensorHandle
-
-        return TensorHandle(self._value)
+        return _ir.Tensor(self._value)
 
     @property
     def id(self) -> str:
@@ -162,6 +161,16 @@ class Tensor:
             raise UndefinedValue(f"The tile set of {self} is not known.")
         return self._value.tile_set  # type: ignore[return-value]
 
+    def _get_ipu_and_tile_set(
+        self,
+        raise_on_undefined_tile_set: builtins.bool = True,
+        raise_on_undefined_ipu: builtins.bool = True,
+    ) -> tuple[Any, str]:
+        """(IPU, tile set); "undefined" for what is not known and need not be."""
+        ipu = self.ipu if raise_on_undefined_ipu else self._value.ipu
+        tile_set = self.tile_set if raise_on_undefined_tile_set else self._value.tile_set
+        return "undefined" if ipu is None else ipu, tile_set or "undefined"
+
     @property
     def in_sync_with_ipu(self) -> builtins.bool:
         """Whether the host's copy of a variable is current."""
@@ -170,7 +179,7 @@ class Tensor:
     @property
     def location_info(self) -> Any:
         """Remote location of a variable: ``isRemote()`` and ``getRemoteBufferInfo()``."""
-        return _LocationInfo(self._value.data)
+        return self._pb_tensor.tensorLocationInfo
 
     def strides(self, shape: Iterable[int] | None = None) -> tuple[int, ...]:
         """Byte strides of a row-major tensor of ``shape`` (default: its own)."""
@@ -336,25 +345,6 @@ class Tensor:
 
 TensorLike = Union[Tensor, HostScalarTensor]
 TensorByRef = NewAliasAnnotation("TensorByRef", Tensor)
-
-
-class _LocationInfo:
-    def __init__(self, data: Any) -> None:
-        self._buffer = getattr(data, "buffer", None)
-        self._data = data
-
-    def isRemote(self) -> builtins.bool:
-        """Whether the tensor lives in a remote buffer."""
-        return self._buffer is not None
-
-    def isSharded(self) -> builtins.bool:
-        """Whether replicas hold shards."""
-        return getattr(self._data, "shard_over", 1) > 1
-
-    def getRemoteBufferInfo(self) -> tuple[int, int]:
-        """(buffer id, entry)."""
-        assert self._buffer is not None
-        return self._buffer.id, self._data.entry
 
 
 class Constant(Tensor):

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import popart
 
 if TYPE_CHECKING:
     from popxl import dtypes
+
+DEVICES = ("cpu", "ipu_model", "ipu_hw")
+"""Device descriptions of a session."""
 
 HW_DEVICE_CONNECTION_TIMEOUT = 10000
 """Seconds that an IPU system would be waited for."""
@@ -84,6 +88,25 @@ def _to_float8(
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(f"Conversion from {array.dtype} is not supported for float8 tensors.")
     return host_pow2scale_cast_to_fp8(array, dtype, log2_scale, nan_on_overflow)
+
+
+def _popxl_to_numpy(t: Any) -> np.ndarray:
+    """The host value of a constant or variable; TypeError for other tensors."""
+    value = t._value
+    if value.kind == "constant":
+        return np.array(value.data)
+    if value.kind == "variable":
+        return np.array(value.data.host)
+    raise TypeError(f"{t} is neither a constant nor a variable: it has no value on the host.")
+
+
+def _to_device_info(device_desc: Any, *args: Any, **kwargs: Any) -> popart.DeviceInfo:
+    """A device for a description; numbers of devices are not needed, since there is one."""
+    if isinstance(device_desc, popart.DeviceInfo):
+        return device_desc
+    if device_desc not in DEVICES:
+        raise ValueError(f"Incorrect device type provided: {device_desc!r}; use one of {DEVICES}.")
+    return popart.DeviceInfo()
 
 
 def table_to_string(rows: Sequence[Sequence], delimiter: str = " | ", header: bool = True) -> str:

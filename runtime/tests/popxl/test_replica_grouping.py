@@ -232,9 +232,10 @@ def test_a_grouping_of_another_number_of_replicas():
 @pytest.mark.parametrize("mode", [None, "one_per_group", "all_replicas"])
 def test_variable_settings(mode: Any):
     grouping = popxl.Ir(4).replica_grouping(2)
-    low_level, found = grouping._to_variable_settings(mode)
-    assert low_level == grouping
-    assert found == (mode or "one_per_group")
+    settings = grouping._to_variable_settings(mode)
+    assert settings.sharedVariableDomain == grouping
+    expected = "AllReplicas" if mode == "all_replicas" else "OnePerGroup"
+    assert settings.retrievalMode is popart.VariableRetrievalMode[expected]
 
 
 def test_assignment_is_a_copy():

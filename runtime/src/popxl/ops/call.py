@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from popart._internal import ir as _ir
 from popxl.context import get_current_context
 from popxl.graph import Graph
 from popxl.ops.utils import _create_op
@@ -111,9 +112,7 @@ class CallSiteInfo:
 
     @classmethod
     def _of(cls, op: records.Op) -> CallSiteInfo:
-        from popxl._handles import OpHandle
-
-        return cls(OpHandle(op))
+        return cls(_ir.Op(op))
 
     @property
     def _offset(self) -> int:

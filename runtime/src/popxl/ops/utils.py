@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from popart._internal import ir as _ir
 from popxl import dtypes
 from popxl.context import get_current_context
 from popxl.tensor import Tensor
@@ -64,11 +65,11 @@ def _create_op(
             shown = ", ".join(repr(v) for v in values if v is not None)
             raise type(error)(
                 f"{kind} in graph {graph.id or '(main graph)'}: {error}\n"
-                f"  inputs: {shown}\n  built at {settings['location']}"
+                f"  inputs: {shown}\n  built at {settings.location}"
             ) from None
     op = records.Op(
         next(graph._record.program.op_ids), kind, graph._record, values, [], attrs, graphs,
-        **settings,
+        **settings.fields(),
     )  # fmt: skip
     if len(specs) != len(names):
         raise ValueError(f"{kind}: {len(specs)} outputs but {len(names)} names")
@@ -79,7 +80,7 @@ def _create_op(
         graph._record.values[value.id] = value
         op.outputs.append(value)
     graph._record.ops.append(op)
-    ctx._op_created(op)
+    ctx._op_created(_ir.Op(op))
     return [Tensor._from_value(value) for value in op.outputs]
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from popart import DataType, popart_exception
+from popart._internal.ir._records import (
+    GraphId,
+    LocationInfo,
+    OperatorIdentifier,
+    Region,
+    Settings,
+    TensorInfo,
+    TensorType,
+)
+from popxl_torch.ir.errors import popart_exception
 from popxl_torch.ir.opdef import opdef
 
 if TYPE_CHECKING:
@@ -14,29 +23,14 @@ if TYPE_CHECKING:
 
 
 _LOG = logging.getLogger("popart")
-_DATA_TYPES = {"float32": "FLOAT", "float64": "DOUBLE"}
+_TENSOR_TYPES = {
+    "variable": TensorType.Variable,
+    "constant": TensorType.Const,
+    "stream": TensorType.Stream,
+}
 
 
-@dataclass(frozen=True)
-class OperatorIdentifier:
-    """``op.opid``."""
-
-    type: str
-    domain: str = "ai.graphcore"
-    version: int = 1
-
-
-class GraphId(str):
-    """A graph id with PopART's ``str()`` method."""
-
-    __slots__ = ()
-
-    def str(self) -> Any:
-        """The plain text."""
-        return "".join(self)
-
-
-class IrHandle:
+class Ir:
     """``ir._pb_ir``."""
 
     def __init__(self, program: records.Program) -> None:
@@ -54,23 +48,23 @@ class IrHandle:
         """Whether a session exists."""
         return self._program.prepared
 
-    def getAllGraphs(self) -> list[GraphHandle]:
+    def getAllGraphs(self) -> list[Graph]:
         """Every graph."""
-        return [GraphHandle(graph) for graph in self._program.graphs.values()]
+        return [Graph(graph) for graph in self._program.graphs.values()]
 
-    def getMainGraph(self) -> GraphHandle:
+    def getMainGraph(self) -> Graph:
         """The main graph."""
-        return GraphHandle(self._program.main)
+        return Graph(self._program.main)
 
-    def getGraph(self, graph_id: str) -> GraphHandle:
+    def getGraph(self, graph_id: str) -> Graph:
         """The graph with this id."""
-        return GraphHandle(self._program.graphs[str(graph_id)])
+        return Graph(self._program.graphs[str(graph_id)])
 
-    def getTensor(self, tensor_id: str) -> TensorHandle:
+    def getTensor(self, tensor_id: str) -> Tensor:
         """The tensor with this id, in any graph; popart_exception if there is none."""
         for graph in self._program.graphs.values():
             if tensor_id in graph.values:
-                return TensorHandle(graph.values[tensor_id])
+                return Tensor(graph.values[tensor_id])
         raise popart_exception(f"No tensor with id {tensor_id!r}")
 
     def logIr(self) -> None:
@@ -96,15 +90,21 @@ class IrHandle:
     def updateVertices(self) -> None:
         """Nothing is cached."""
 
+    def removeIsolatedTensors(self, *args: Any) -> None:
+        """A session drops what no op uses."""
 
-class GraphHandle:
+    def removeIsolatedGraphs(self) -> None:
+        """A session drops what no op calls."""
+
+
+class Graph:
     """``graph._pb_graph``."""
 
     def __init__(self, record: records.Graph) -> None:
         self._record = record
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GraphHandle) and other._record is self._record
+        return isinstance(other, Graph) and other._record is self._record
 
     def __hash__(self) -> int:
         return id(self._record)
@@ -114,24 +114,24 @@ class GraphHandle:
         """Graph id; has ``.str()``."""
         return GraphId(self._record.id)
 
-    def getOps(self) -> list[OpHandle]:
+    def getOps(self) -> list[Op]:
         """Ops in creation order."""
-        return [OpHandle(op) for op in self._record.ops]
+        return [Op(op) for op in self._record.ops]
 
     def getOpIds(self) -> list[int]:
         """Ids of the ops in creation order."""
         return [op.opid for op in self._record.ops]
 
-    def getOp(self, op_id: int) -> OpHandle:
+    def getOp(self, op_id: int) -> Op:
         """The op with this id; popart_exception if there is none."""
         for op in self._record.ops:
             if op.opid == op_id:
-                return OpHandle(op)
+                return Op(op)
         raise popart_exception(f"No op with id {op_id} in graph {self._record.id!r}")
 
-    def getIr(self) -> IrHandle:
+    def getIr(self) -> Ir:
         """The owner."""
-        return IrHandle(self._record.program)
+        return Ir(self._record.program)
 
     def getInputId(self, index: int) -> str:
         """Id of input ``index``."""
@@ -149,25 +149,25 @@ class GraphHandle:
         """First index of the output with this id; ValueError if there is none."""
         return self.getOutputIds().index(tensor_id)
 
-    def getInputTensor(self, index: int) -> TensorHandle:
+    def getInputTensor(self, index: int) -> Tensor:
         """Input ``index``."""
-        return TensorHandle(self._record.inputs[index])
+        return Tensor(self._record.inputs[index])
 
-    def getOutputTensor(self, index: int) -> TensorHandle:
+    def getOutputTensor(self, index: int) -> Tensor:
         """Output ``index``."""
-        return TensorHandle(self._record.outputs[index])
+        return Tensor(self._record.outputs[index])
 
     def removeOutput(self, index: int) -> None:
         """Unmark output ``index``."""
         del self._record.outputs[index]
 
-    def getOpSchedule(self, *args: Any) -> list[OpHandle]:
+    def getOpSchedule(self, *args: Any) -> list[Op]:
         """Ops in execution order, which is creation order."""
         return self.getOps()
 
-    def getTensors(self) -> list[TensorHandle]:
+    def getTensors(self) -> list[Tensor]:
         """Every tensor."""
-        return [TensorHandle(value) for value in self._record.values.values()]
+        return [Tensor(value) for value in self._record.values.values()]
 
     def getInputIds(self) -> list[str]:
         """Ids of the inputs."""
@@ -177,28 +177,37 @@ class GraphHandle:
         """Ids of the outputs."""
         return [value.id for value in self._record.outputs]
 
-    def getTensor(self, tensor_id: str) -> TensorHandle:
+    def getTensor(self, tensor_id: str) -> Tensor:
         """The tensor with this id."""
-        return TensorHandle(self._record.values[tensor_id])
+        return Tensor(self._record.values[tensor_id])
 
-    def getCalledGraphs(self) -> list[GraphHandle]:
+    def getCalledGraphs(self) -> list[Graph]:
         """Graphs called by ops of this graph."""
         found = {graph.id: graph for op in self._record.ops for graph in op.graphs}
-        return [GraphHandle(graph) for graph in found.values()]
+        return [Graph(graph) for graph in found.values()]
 
     def setCanBeRecursivelyAutodiffed(self, value: bool) -> None:
         """Whether autodiff of a caller may differentiate this graph anew."""
         self._record.recursive_autodiff = value
 
 
-class OpHandle:
-    """``call_site_info._op`` and the elements of ``getOps()``."""
+class Op:
+    """``call_site_info._op`` and the elements of ``getOps()``.
+
+    ``Op(record)`` is an instance of the class of the op's kind, see the module ``op``.
+    """
+
+    _of_kind: ClassVar[dict[str, type[Op]]] = {}
+
+    def __new__(cls, record: records.Op) -> Op:
+        """The class follows from the record."""
+        return super().__new__(cls._of_kind.get(record.kind, Op))
 
     def __init__(self, record: records.Op) -> None:
         self._record = record
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, OpHandle) and other._record is self._record
+        return isinstance(other, Op) and other._record is self._record
 
     def __hash__(self) -> int:
         return id(self._record)
@@ -215,77 +224,77 @@ class OpHandle:
     @property
     def opid(self) -> OperatorIdentifier:
         """Kind, domain and version."""
-        return OperatorIdentifier(self._record.kind)
+        return OperatorIdentifier("ai.graphcore", self._record.kind)
 
     def debugName(self) -> str:
         """Kind and id."""
         return f"Op({self._record.kind}, {self._record.opid})"
 
-    def getGraph(self) -> GraphHandle:
+    def getGraph(self) -> Graph:
         """The graph that holds the op."""
-        return GraphHandle(self._record.graph)
+        return Graph(self._record.graph)
 
     def hasInput(self, index: int) -> bool:
         """Whether input ``index`` is connected."""
         inputs = self._record.inputs
         return 0 <= index < len(inputs) and inputs[index] is not None
 
-    def inTensor(self, index: int) -> TensorHandle:
+    def inTensor(self, index: int) -> Tensor:
         """Input ``index``; IndexError if it is not connected."""
         value = self._record.inputs[index] if self.hasInput(index) else None
         if value is None:
             raise IndexError(f"{self.debugName()} has no input at index {index}")
-        return TensorHandle(value)
+        return Tensor(value)
 
-    def outTensor(self, index: int) -> TensorHandle:
+    def outTensor(self, index: int) -> Tensor:
         """Output ``index``; IndexError if there is none."""
         if not 0 <= index < len(self._record.outputs):
             raise IndexError(f"{self.debugName()} has no output at index {index}")
-        return TensorHandle(self._record.outputs[index])
+        return Tensor(self._record.outputs[index])
 
-    def inIndex(self, tensor: TensorHandle) -> int:
+    def inIndex(self, tensor: Tensor) -> int:
         """First input index of a tensor; IndexError if it is no input."""
         for index, value in enumerate(self._record.inputs):
             if value is tensor._record:
                 return index
         raise IndexError(f"{tensor.id} is no input of {self.debugName()}")
 
-    def hasInputTensor(self, tensor: TensorHandle) -> bool:
+    def hasInputTensor(self, tensor: Tensor) -> bool:
         """Whether a tensor is an input."""
         return any(value is tensor._record for value in self._record.inputs)
 
-    def getInputIndexMap(self) -> dict[int, TensorHandle]:
+    def getInputIndexMap(self) -> dict[int, Tensor]:
         """Connected inputs by index."""
         inputs = enumerate(self._record.inputs)
-        return {index: TensorHandle(value) for index, value in inputs if value is not None}
+        return {index: Tensor(value) for index, value in inputs if value is not None}
 
-    def getOutputIndexMap(self) -> dict[int, TensorHandle]:
+    def getOutputIndexMap(self) -> dict[int, Tensor]:
         """Outputs by index."""
-        return {index: TensorHandle(value) for index, value in enumerate(self._record.outputs)}
+        return {index: Tensor(value) for index, value in enumerate(self._record.outputs)}
 
     def modifiesIndex(self, index: int) -> bool:
         """Whether the op writes its input ``index`` in place."""
         return opdef(self._record.kind).writes == index
 
-    def getInputTensors(self) -> list[TensorHandle]:
+    def isOptimizerOp(self) -> bool:
+        """False: PopXL's ops are not made by an optimizer of PopART."""
+        return False
+
+    def getInputTensors(self) -> list[Tensor]:
         """Connected inputs in index order."""
-        return [TensorHandle(value) for value in self._record.inputs if value is not None]
+        return [Tensor(value) for value in self._record.inputs if value is not None]
 
-    def getOutputTensors(self) -> list[TensorHandle]:
+    def getOutputTensors(self) -> list[Tensor]:
         """Outputs in index order."""
-        return [TensorHandle(value) for value in self._record.outputs]
+        return [Tensor(value) for value in self._record.outputs]
 
-    def getCalledGraphs(self) -> list[GraphHandle]:
+    def getCalledGraphs(self) -> list[Graph]:
         """Sub-graphs of the op."""
-        return [GraphHandle(graph) for graph in self._record.graphs]
+        return [Graph(graph) for graph in self._record.graphs]
 
-    def getCalledGraph(self) -> GraphHandle:
-        """The only sub-graph."""
-        return GraphHandle(self._record.graphs[0])
-
-    def getTripCountValue(self) -> int:
-        """Iterations of a loop."""
-        return self._record.attrs["count"]
+    def getSettings(self) -> Settings:
+        """Name and placement."""
+        return Settings.of(self._record)
 
     def hasVirtualGraphId(self) -> bool:
         """Every op has a virtual IPU."""
@@ -296,41 +305,14 @@ class OpHandle:
         return self._record.ipu
 
 
-class _Info:
-    """``tensor._pb_tensor.info``."""
-
-    def __init__(self, spec: records.Spec) -> None:
-        self._spec = spec
-
-    def dataType(self) -> DataType:
-        """Element type."""
-        return DataType[_DATA_TYPES.get(self._spec.dtype, self._spec.dtype.upper())]
-
-    def shape(self) -> list[int]:
-        """Shape."""
-        return list(self._spec.shape)
-
-    def metaShape(self) -> list[int]:
-        """Meta shape."""
-        return list(self._spec.meta_shape)
-
-    def rank(self) -> int:
-        """Number of axes."""
-        return len(self._spec.shape)
-
-    def nelms(self) -> int:
-        """Number of elements."""
-        return self._spec.nelms
-
-
-class TensorHandle:
+class Tensor:
     """``tensor._pb_tensor``."""
 
     def __init__(self, record: records.Value) -> None:
         self._record = record
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TensorHandle) and other._record is self._record
+        return isinstance(other, Tensor) and other._record is self._record
 
     def __hash__(self) -> int:
         return id(self._record)
@@ -341,9 +323,9 @@ class TensorHandle:
         return self._record.id
 
     @property
-    def info(self) -> _Info:
+    def info(self) -> TensorInfo:
         """Shape and meta shape."""
-        return _Info(self._record.spec)
+        return TensorInfo._of(self._record.spec)
 
     def hasTensorData(self) -> bool:
         """Whether it is a variable or a constant."""
@@ -359,16 +341,39 @@ class TensorHandle:
             raise popart_exception(f"The virtual IPU of {self._record.id} is not known")
         return self._record.ipu
 
-    def getGraph(self) -> GraphHandle:
+    def getGraph(self) -> Graph:
         """The graph that holds the tensor."""
-        return GraphHandle(self._record.graph)
+        return Graph(self._record.graph)
 
     def hasProducer(self) -> bool:
         """Whether an op made it."""
         return self._record.producer is not None
 
-    def getProducer(self) -> OpHandle:
+    def getProducer(self) -> Op:
         """The op that made it."""
         if self._record.producer is None:
             raise IndexError(f"{self._record.id} has no producer")
-        return OpHandle(self._record.producer)
+        return Op(self._record.producer)
+
+    def tensor_type(self) -> TensorType:
+        """What the tensor is."""
+        return _TENSOR_TYPES.get(self._record.kind, TensorType.ActGrad)
+
+    @property
+    def tensorLocationInfo(self) -> LocationInfo:
+        """Remote location of a variable."""
+        return LocationInfo(self._record.data)
+
+    def modifiedRegionsByOps(self, ops: Iterable[Op]) -> list[Region]:
+        """All of the tensor, if one of ``ops`` has it as an input that it writes in place."""
+        for op in ops:
+            inputs = op.getInputIndexMap().items()
+            if any(tensor == self and op.modifiesIndex(index) for index, tensor in inputs):
+                return [Region.getFull(self.info.shape())]
+        return []
+
+    def isAliased(self) -> bool:
+        """Whether an op makes an alias of the tensor, or made the tensor as one."""
+        made = [] if self._record.producer is None else [self._record.producer]
+        users = [op for op in self._record.graph.ops if self._record in op.inputs]
+        return any(opdef(op.kind).view for op in made + users)

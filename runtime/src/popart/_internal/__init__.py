@@ -1,0 +1,1 @@
+"""The low level that programs reach through ``_pb_*`` attributes. Not a public interface."""
