@@ -19,18 +19,15 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return (weights / weights.sum(-1, keepdims=True)) @ v
 
 
-def main() -> None:
-    """Feeds a text token by token."""
-    rng = np.random.default_rng(0)
-    qkv = rng.normal(size=(LAYERS, 3, WIDTH, WIDTH)).astype("float32") * 0.5
-    ir = popxl.Ir()
+def build(ir: popxl.Ir, qkv: np.ndarray) -> tuple[popxl.streams.Stream, ...]:
+    """The decoder with weights ``qkv``; returns its streams: token, place, result."""
     with ir.main_graph, popxl.in_sequence():
         weights = popxl.remote_buffer((3, WIDTH, WIDTH), popxl.float32, entries=LAYERS)
         for i, weight in enumerate(qkv):
             popxl.remote_variable(weight, weights, i)
         cache = popxl.remote_buffer((2, LENGTH, WIDTH), popxl.float32, entries=LAYERS)
-        token_stream = popxl.h2d_stream((1, WIDTH), popxl.float32)
-        place_stream = popxl.h2d_stream((1,), popxl.int32)
+        token = popxl.h2d_stream((1, WIDTH), popxl.float32)
+        places = popxl.h2d_stream((1,), popxl.int32)
         out = popxl.d2h_stream((1, WIDTH), popxl.float32)
 
         def layer(x: popxl.Tensor, i: popxl.Tensor, place: popxl.Tensor):
@@ -47,15 +44,23 @@ def main() -> None:
             scores = ops.where(later, popxl.constant(-1e9), scores)
             return x + ops.softmax(scores, axis=-1) @ values, i + 1
 
-        x, place = ops.host_load(token_stream), ops.host_load(place_stream)
+        x, place = ops.host_load(token), ops.host_load(places)
         zero = popxl.constant(0, popxl.int32)
         x, _ = ops.repeat(ir.create_graph(layer, x, zero, place), LAYERS, x, zero, place)
         ops.host_store(out, x)
+    return token, places, out
 
+
+def main() -> None:
+    """Feeds a text token by token."""
+    rng = np.random.default_rng(0)
+    qkv = rng.normal(size=(LAYERS, 3, WIDTH, WIDTH)).astype("float32") * 0.5
+    ir = popxl.Ir()
+    token, places, out = build(ir, qkv)
     text = rng.normal(size=(LENGTH, WIDTH)).astype("float32")
     with popxl.Session(ir, "ipu_hw") as session:
         rows = [
-            session.run({token_stream: text[n : n + 1], place_stream: np.array([n], "int32")})[out]
+            session.run({token: text[n : n + 1], places: np.array([n], "int32")})[out]
             for n in range(LENGTH)
         ]
     expected = text

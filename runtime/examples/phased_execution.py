@@ -9,6 +9,7 @@ import popxl
 import popxl_addons as addons
 from popxl import ops
 from popxl_addons.layers import Linear
+from popxl_addons.remote import NamedRemoteBuffers, create_remote_buffer
 
 LAYERS, ROWS, WIDTH = 3, 2, 6
 
@@ -25,7 +26,7 @@ class Layer(addons.Module):
         return x + ops.relu(self.dense(x))
 
 
-def main() -> None:
+def make_session() -> addons.TaskSession:
     """Phase 1 runs the layers and keeps each result; phase 2 sums the kept results."""
     ir = popxl.Ir()
     with ir.main_graph, popxl.in_sequence():
@@ -38,8 +39,6 @@ def main() -> None:
         state = addons.NamedTensors()
         for i in range(LAYERS):  # empty: nothing is drawn, as a checkpoint overwrites it
             state.insert(i, facts.init_remote(weights, i, f"layer.{i}", empty=True))
-        from popxl_addons.remote import NamedRemoteBuffers, create_remote_buffer
-
         kept = NamedRemoteBuffers(x=create_remote_buffer(x.spec, entries=LAYERS))
 
         def run_layer(x: popxl.Tensor, i: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
@@ -59,7 +58,13 @@ def main() -> None:
         total, _ = ops.repeat(ir.create_graph(add_kept, x, zero), LAYERS, x * 0.0, zero)
         ops.host_store(outputs.y, total)
 
-    session = addons.TaskSession(inputs, outputs, state, ir=ir, device_desc="ipu_hw")
+    return addons.TaskSession(inputs, outputs, state, ir=ir, device_desc="ipu_hw")
+
+
+def main() -> None:
+    """Writes weights, runs, compares with NumPy."""
+    session = make_session()
+    state = session.state
     rng = np.random.default_rng(0)
     w = rng.normal(size=(LAYERS, WIDTH, WIDTH)).astype("float32")
     b = rng.normal(size=(LAYERS, WIDTH)).astype("float32")
@@ -69,7 +74,7 @@ def main() -> None:
     )
     x0 = rng.normal(size=(ROWS, WIDTH)).astype("float32")
     with session:
-        result = session.run({inputs.x: x0})[outputs.y]
+        result = session.run({session.inputs.x: x0})[session.outputs.y]
     expected, h = np.zeros_like(x0), x0
     for i in range(LAYERS):
         h = h + np.maximum(h @ w[i] + b[i], 0)
