@@ -1,18 +1,13 @@
-"""MAGMA checkpoints: a lazy reader of every published form, and a writer of random ones.
+"""MAGMA checkpoints: a lazy reader of every published form, and the writer of random ones.
 
 A checkpoint is a mapping from canonical names (`utils.checkpoint_layout`) to read-only arrays.
 float16 and float32 arrays are views of the mapped file: opening reads the directory, and an array's
 pages are read when its numbers are.
-
-As a program it writes a random checkpoint of a preset's sizes::
-
-    python -m utils.checkpoint --config magma_v1_500 mp_rank_00_model_states.pt
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -269,9 +264,3 @@ def _count(items: Collection[str], noun: str) -> str:
 def _some(items: Collection[str]) -> str:
     first = list(items)[:3]
     return ", ".join(first) + (", …" if len(items) > len(first) else "")
-
-
-if __name__ == "__main__":
-    from utils.checkpoint_writer import main
-
-    sys.exit(main())

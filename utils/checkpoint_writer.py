@@ -1,4 +1,9 @@
-"""Random checkpoints in exactly the published layout, of any size, streamed."""
+"""Random checkpoints in exactly the published layout, of any size, streamed.
+
+As a program it writes one, of a preset's sizes or of any others (the full model's take 13 GB)::
+
+    python -m utils.checkpoint_writer mp_rank_00_model_states.pt --config magma_v1_500
+"""
 
 from __future__ import annotations
 
@@ -9,23 +14,23 @@ import math
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from config.config import MagmaConfig
+from config.parsing import parse_config
 from utils.checkpoint_layout import PUBLISHED_POSITIONS, TensorEntry, alias_name
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.program import run_program
 from utils.random_tensors import Array, RandomTensors
-
-if TYPE_CHECKING:
-    from config.config import MagmaConfig
 
 FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 FORMATS = ("pt", "safetensors")
@@ -258,32 +263,30 @@ def _progress_bar(total_bytes: int, enabled: bool) -> Iterator[_Advance]:
         yield bar.update
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes a random checkpoint as the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m utils.checkpoint",
-        description="Write a random checkpoint in the published layout, for tests and benchmarks. "
-        "The full model's (magma_v1_500) takes 13 GB.",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="file to write, e.g. mp_rank_00_model_states.pt")
-    parser.add_argument("--config", required=True, metavar="NAME", help="preset with the sizes")
-    parser.add_argument("--seed", type=int, default=0, help="which numbers (default: 0)")
-    parser.add_argument("--dtype", choices=tuple(FLOAT_BYTES), default="float16")
+    parser.add_argument("--dtype", choices=tuple(FLOAT_BYTES), default="float16", help="of weights")
     parser.add_argument("--format", choices=FORMATS, help="default: by the name of OUT")
-    arguments = parser.parse_args(argv)
-    return run_program(lambda: _write(arguments))
 
 
-def _write(arguments: argparse.Namespace) -> None:
-    from config.parsing import load_preset
-
-    by_name = "safetensors" if arguments.out.endswith(".safetensors") else "pt"
+def _write(argv: Sequence[str] | None) -> None:
+    config, options = parse_config(argv, "tiny", _add_options, __doc__)
+    by_name = "safetensors" if options.out.endswith(".safetensors") else "pt"
     write_random_checkpoint(
-        arguments.out,
-        load_preset(arguments.config),
-        seed=arguments.seed,
-        dtype=arguments.dtype,
-        format=arguments.format or by_name,
+        options.out,
+        config,
+        seed=config.seed,
+        dtype=options.dtype,
+        format=options.format or by_name,
         progress=True,
     )
-    print(f"wrote {arguments.out}: {Path(arguments.out).stat().st_size:,} bytes")
+    print(f"wrote {options.out}: {Path(options.out).stat().st_size:,} bytes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes a random checkpoint as the command line says; returns the exit status."""
+    return run_program(lambda: _write(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -301,7 +301,8 @@ def test_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_program_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--config", "tinny", "x.pt"], ["--config", "tiny", str(tmp_path)]):
+    unusable = ["--config", "tiny", str(tmp_path)]
+    for arguments in (["--config", "tinny", "x.pt"], unusable, [], ["x.pt", "--dtype", "int8"]):
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
@@ -309,9 +310,18 @@ def test_program_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_help_of_the_module() -> None:
-    command = [sys.executable, "-m", "utils.checkpoint", "--help"]
+    command = [sys.executable, "-m", "utils.checkpoint_writer", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--dtype" in done.stdout
+    assert "--transformer.layers" in done.stdout
+
+
+def test_program_writes_any_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    assert main([str(path), "--transformer.layers", "3", "--hidden_size", "128"]) == 0
+    config = load_preset("tiny")
+    config.transformer.layers, config.transformer.hidden_size = 3, 128
+    open_checkpoint(path, config)
 
 
 MEASURE = """
