@@ -14,6 +14,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
+NATIVE := $(wildcard runtime/src/popxl_torch/kernels/native/*.cpp runtime/src/popxl_torch/kernels/native/*.h)
+
 BENCHES := bench_plan_overhead bench_tensor_parallel
 LONG_BENCHES := bench_first_token
 
@@ -24,8 +26,8 @@ LONG_BENCHES := bench_first_token
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
-# The runtime is installed in editable form, so its sources may change without a new install.
-$(STAMP): requirements.txt requirements-nodeps.txt runtime/pyproject.toml
+# The runtime is installed in editable form, so its Python sources may change without a new install.
+$(STAMP): requirements.txt requirements-nodeps.txt runtime/pyproject.toml runtime/setup.py $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 2; }
 	@echo "installing requirements.txt into $(VENV) (a minute or two, once)"
@@ -65,3 +67,4 @@ clean:
 	rm -rf $(VENV) build dist cache .pytest_cache .mypy_cache .ruff_cache .hypothesis runtime/build runtime/dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
+	find runtime/src -name '*.so' -delete

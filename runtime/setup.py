@@ -1,0 +1,27 @@
+"""What pyproject.toml cannot say: a library in C++ that may be missing.
+
+Where there is no compiler, or the build fails, setuptools says so in one line and the installation
+goes on: popxl_torch.kernels.native then finds no library and torch does its work. It is no Python
+module but is loaded with ctypes; an Extension is what wheels and editable installs know to place.
+"""
+
+from setuptools import Extension, setup
+
+NATIVE = "src/popxl_torch/kernels/native"
+
+# The last one: GCC 12 finds uninitialized values in its own header of AVX-512.
+FLAGS = ("-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-Wno-maybe-uninitialized")
+
+setup(
+    ext_modules=[
+        Extension(
+            "popxl_torch.kernels.native._gemm",
+            sources=[f"{NATIVE}/gemm.cpp"],
+            depends=[f"{NATIVE}/gemm_loops.h"],
+            language="c++",
+            extra_compile_args=[*FLAGS, "-pthread"],
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+    ]
+)
