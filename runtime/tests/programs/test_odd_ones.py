@@ -1,6 +1,7 @@
 """Programs that once failed, or that look as if they might."""
 # No string annotations here: popxl recognises TensorByRef by identity.
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,41 @@ def test_a_window_that_sticks_out_of_a_cache_is_moved_inside(place: int) -> None
     expected[min(max(place, 0), 3)] = 2
     np.testing.assert_array_equal(found[cached], expected)
     np.testing.assert_array_equal(found[plain], expected)
+
+
+_PASSED_ON = {
+    "cast": lambda t: ops.cast(t, popxl.float32),
+    "clip": lambda t: ops.clip(t),
+    "copied": lambda t: ops.var_updates.copy_var_update_(ops.init(t.shape, t.dtype), t),
+    "maximum": lambda t: ops.maximum(t),
+    "reduced": lambda t: ops.collectives.replicated_all_reduce(t, "max"),
+    "reshaped": lambda t: t.T.T,
+    "resized": lambda t: ops.interpolate(t, (1.0, 1.0)),
+    "summed over nothing": lambda t: ops.sum(t, axis=[]),
+}
+
+
+@pytest.mark.parametrize("how", _PASSED_ON)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_a_loop_carries_is_not_the_cache_itself(how: str, replicas: int) -> None:
+    """Ops whose results may share memory with an entry that the next iteration writes."""
+    ir = popxl.Ir(replication=replicas)
+    with ir.main_graph, popxl.in_sequence():
+        buffer = popxl.remote_buffer((3, 2), popxl.float32)
+
+        def body(before: popxl.Tensor, i: popxl.Tensor, total: popxl.Tensor, entry: popxl.Tensor):
+            kept = ops.remote_load(buffer, entry)
+            row = popxl.constant(np.ones((1, 2), "float32"))
+            kept = ops.dynamic_update_(kept, i, row, axes=[0], sizes=[1], no_overlap=True)
+            ops.remote_store(buffer, entry, kept)
+            return _PASSED_ON[how](kept), i + 1, total + ops.sum(before)
+
+        start = [ops.init((3, 2), popxl.float32), popxl.constant([0]), popxl.constant(0.0)]
+        given = [*start, popxl.constant(0, popxl.int32)]
+        _, _, total = ops.repeat(ir.create_graph(body, *given), 3, *given)
+        out = _stored(total)
+    with popxl.Session(ir, "ipu_hw") as session:
+        np.testing.assert_array_equal(session.run()[out], np.full((2,) * (replicas > 1), 0 + 2 + 4))
 
 
 @pytest.mark.parametrize(("stride", "size"), [(1, 4), (2, 2), (1, 2)])
@@ -240,3 +276,92 @@ def test_several_ipus_and_io_tiles() -> None:
         found = session.run({stream: np.arange(3, dtype="float32")})
     for out in outs:
         np.testing.assert_array_equal(found[out], [1, 5, 9])
+
+
+@pytest.mark.parametrize("given", [[1.0, 1.0], [1.0, 200.0]], ids=["equal", "different"])
+def test_a_loop_that_stops_early(given: list[float]) -> None:
+    """A conditional in a loop passes values through once they are big enough."""
+    ir = popxl.Ir(replication=2)
+    with ir.main_graph, popxl.in_sequence():
+        stream = popxl.h2d_stream((), popxl.float32)
+
+        def step(x: popxl.Tensor, n: popxl.Tensor):
+            stop = ir.create_graph(lambda x, n: (x, n), x, n)
+            go = ir.create_graph(lambda x, n: (x * 3.0, n + 1), x, n)
+            big = ops.greater(x, popxl.constant(100.0))
+            return ops.conditional(big, stop, go, [x, n], [x, n])
+
+        x, n = ops.host_load(stream), popxl.constant(0)
+        outs = [_stored(t) for t in ops.repeat(ir.create_graph(step, x, n), 10, x, n)]
+    with popxl.Session(ir, "ipu_hw") as session:
+        found = session.run({stream: np.array(given, "float32")})
+    np.testing.assert_array_equal(found[outs[0]], [x if x > 100 else 243 for x in given])
+    np.testing.assert_array_equal(found[outs[1]], [0 if x > 100 else 5 for x in given])
+
+
+def test_writes_between_runs() -> None:
+    ir = popxl.Ir(replication=2)
+    with ir.main_graph, popxl.in_sequence():
+        own = popxl.variable(
+            np.zeros((2, 3), "float32"), replica_grouping=ir.replica_grouping(group_size=1)
+        )
+        count = popxl.variable(np.zeros(3, "float32"))
+        out = _stored(own + count)
+        count += 1.0
+    rows = np.arange(6, dtype="float32").reshape(2, 3)
+    session = popxl.Session(ir, "ipu_hw")
+    with session:
+        session.run()
+        np.testing.assert_array_equal(session.run()[out], np.ones((2, 3)))
+        session.weights_to_host()  # else the write below would send the old count back
+        session.write_variable_data(own, rows)
+        np.testing.assert_array_equal(session.run()[out], rows + 2)
+        session.write_variable_data(count, np.full(3, 5, "float32"))
+        np.testing.assert_array_equal(session.run()[out], rows + 5)
+
+
+def test_entries_move_along_a_buffer_in_a_loop() -> None:
+    """Each iteration stores what the next one loads; variables see it after the context."""
+    ir = popxl.Ir()
+    with ir.main_graph, popxl.in_sequence():
+        buffer = popxl.remote_buffer((3,), popxl.float32, entries=4)
+        variables = [popxl.remote_variable(np.full(3, i, "float32"), buffer, i) for i in range(3)]
+
+        def step(i: popxl.Tensor) -> popxl.Tensor:
+            ops.remote_store(buffer, i + 1, ops.remote_load(buffer, i) + 1.0)
+            return i + 1
+
+        i = popxl.constant(0)
+        ops.repeat(ir.create_graph(step, i), 3, i)
+        out = _stored(ops.remote_load(buffer, 3))
+    session = popxl.Session(ir)
+    for first in (0, 10):
+        session.write_variable_data(variables[0], np.full(3, first, "float32"))
+        with session:
+            np.testing.assert_array_equal(session.run()[out], np.full(3, first + 3))
+        for i, variable in enumerate(variables):
+            np.testing.assert_array_equal(session.get_tensor_data(variable), np.full(3, first + i))
+
+
+def test_sessions_in_threads(rng: np.random.Generator) -> None:
+    """Products of half-precision matrices, big enough for shared scratch memory to be used."""
+    sessions = []
+    weights = rng.normal(size=(3, 1100, 1100)).astype("float16")
+    inputs = rng.normal(size=(3, 8, 1100)).astype("float16")
+    for weight in weights:
+        ir = popxl.Ir()
+        with ir.main_graph, popxl.in_sequence():
+            stream = popxl.h2d_stream((8, 1100), popxl.float16)
+            out = _stored(ops.host_load(stream) @ popxl.variable(weight))
+        sessions.append((popxl.Session(ir, "ipu_hw"), stream, out))
+
+    def work(k: int) -> np.ndarray:
+        session, stream, out = sessions[k]
+        with session:
+            return [session.run({stream: inputs[k]})[out] for _ in range(4)][-1]
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(work, range(3)))
+    for k, result in enumerate(results):
+        expected = inputs[k].astype("float32") @ weights[k].astype("float32")
+        np.testing.assert_allclose(result, expected, rtol=2e-3, atol=5e-2)

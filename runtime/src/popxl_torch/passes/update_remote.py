@@ -10,11 +10,56 @@ that neither ``c'`` nor a view of it outlives the block.
 
 from __future__ import annotations
 
-from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Buffer
 from popxl_torch.passes.ssa import Block, Functional, Node, used_outside, walk
 
 _ACCESSES = frozenset({"RemoteLoad", "RemoteStore", "RemoteUpdate"})
+_FRESH = frozenset(
+    # fmt: off
+    {
+        "Abs",
+        "Add",
+        "And",
+        "ArgMax",
+        "ArgMin",
+        "Conv",
+        "Cos",
+        "Div",
+        "Equal",
+        "Exp",
+        "Gather",
+        "Gelu",
+        "GeluErf",
+        "Greater",
+        "GroupNormalization",
+        "MatMul",
+        "MatMulColumns",
+        "MatMulReduced",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "ReduceL2",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Relu",
+        "ScaledAdd",
+        "Sin",
+        "Softmax",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "Where",
+    }
+    # fmt: on
+)
+"""Kinds whose kernels always return new memory. Others may return an input, or a view of it: a cast
+to the same dtype, the maximum of one tensor, a reshape."""
 
 
 def update_remote(functional: Functional) -> Functional:
@@ -49,12 +94,10 @@ def _count_accesses(block: Block) -> dict[Buffer, int]:
 
 
 def _views(block: Block, root: int) -> set[int]:
-    """The value and what may be a view of it: results of ops that only move data, or of blocks."""
-    known = frozenset(kinds())
+    """The value and everything that may be a view of it."""
     views = {root}
     for node in block.nodes:
-        moves = node.blocks or (node.kind in known and opdef(node.kind).moves_data)
-        if moves and any(id(val) in views for val in used_outside(node)):
+        if node.kind not in _FRESH and any(id(val) in views for val in used_outside(node)):
             views |= {id(val) for val in node.outputs}
     return views
 
