@@ -1,9 +1,9 @@
 """Random programs, described apart from any Ir so that the same one can be built again.
 
-A program is a list of instructions over a pool of tensors of shape (4, 4) and one dtype. Instructions are
-drawn from a table: arithmetic, other dtypes on the way, aliases and writes through them, calls by
-value and by reference, repeats, conditionals, instructions nested in each of these, remote loads
-and stores, windows at run-time places, and collectives over groups of replicas.
+A program is a list of instructions over a pool of tensors of shape (4, 4) and one dtype.
+Instructions are drawn from a table: arithmetic, other dtypes on the way, aliases and writes through
+them, calls by value and by reference, repeats, conditionals, instructions nested in each of these,
+remote loads and stores, windows at run-time places, and collectives over groups of replicas.
 
 No string annotations here: popxl recognises TensorByRef by identity.
 """
