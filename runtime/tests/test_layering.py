@@ -34,6 +34,7 @@ FORBIDDEN = {
     ),
     "popart": ("torch", "popxl_addons"),
     "popdist": ("torch", "popxl_addons"),
+    "cppimport": ("torch", *(f"popxl_torch.{part}" for part in ("executor", "kernels"))),
     "popxl_torch": ("torch", *FRONT_END),
     "popxl_torch.ir": (
         "torch",

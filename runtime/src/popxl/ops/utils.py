@@ -67,19 +67,10 @@ def _create_op(
                 f"{kind} in graph {graph.id or '(main graph)'}: {error}\n"
                 f"  inputs: {shown}\n  built at {settings.location}"
             ) from None
-    op = records.Op(
-        next(graph._record.program.op_ids), kind, graph._record, values, [], attrs, graphs,
-        **settings.fields(),
-    )  # fmt: skip
     if len(specs) != len(names):
         raise ValueError(f"{kind}: {len(specs)} outputs but {len(names)} names")
-    for index, (spec, name) in enumerate(zip(specs, names, strict=True)):
-        value_id = graph._create_tensor_id(name) if ids is None else ids[index]
-        value = records.Value(value_id, spec, graph._record, "op", op)
-        value.ipu, value.tile_set = op.ipu, op.tile_set
-        graph._record.values[value.id] = value
-        op.outputs.append(value)
-    graph._record.ops.append(op)
+    unique = ids or (graph._create_tensor_id(name) for name in names)
+    op = _ir.append_op(graph._record, kind, values, specs, unique, settings, attrs, graphs)
     ctx._op_created(_ir.Op(op))
     return [Tensor._from_value(value) for value in op.outputs]
 

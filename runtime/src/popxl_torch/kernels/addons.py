@@ -11,7 +11,12 @@ from popxl_torch.kernels.registry import Site, kernel
 
 @kernel("RotaryPosEmbed")
 def _rotary_pos_embed(site: Site, lead: int) -> Callable[..., torch.Tensor]:
-    rotary_dim = site.attrs["rotary_dim"]
+    rotary_dim, half = site.attrs["rotary_dim"], site.attrs["rotary_dim"] // 2
+    # Where the first and the second elements of the pairs are.
+    if site.attrs["halves"]:
+        first, second = slice(half), slice(half, rotary_dim)
+    else:
+        first, second = slice(0, rotary_dim, 2), slice(1, rotary_dim, 2)
 
     def over_heads(table: torch.Tensor) -> torch.Tensor:
         # (seq, dim) or (1 or batch, seq, dim), to broadcast over batch and heads.
@@ -20,10 +25,10 @@ def _rotary_pos_embed(site: Site, lead: int) -> Callable[..., torch.Tensor]:
 
     def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
         sin, cos = over_heads(sin), over_heads(cos)
-        even, odd = x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
+        x1, x2 = x[..., first], x[..., second]
         out = x.clone(memory_format=torch.contiguous_format)
-        out[..., 0:rotary_dim:2] = even * cos - odd * sin
-        out[..., 1:rotary_dim:2] = odd * cos + even * sin
+        out[..., first] = x1 * cos - x2 * sin
+        out[..., second] = x2 * cos + x1 * sin
         return out
 
     return rotate

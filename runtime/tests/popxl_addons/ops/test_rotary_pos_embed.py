@@ -86,7 +86,7 @@ def test_replicas(ir4: popxl.Ir, run: Any, rng: np.random.Generator):
 def test_kernel(lead: int, table_batch: tuple, rng: np.random.Generator):
     shapes = [(2, 5, 3, 8), (*table_batch, 5, 2), (*table_batch, 5, 2)]
     site = Site(
-        "RotaryPosEmbed", {"rotary_dim": 4}, [Spec(s, "float32") for s in shapes],
+        "RotaryPosEmbed", {"rotary_dim": 4, "halves": False}, [Spec(s, "float32") for s in shapes],
         [Spec(shapes[0], "float32")], 2,
     )  # fmt: skip
     axes = (2,) * lead

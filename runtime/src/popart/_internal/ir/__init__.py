@@ -4,6 +4,7 @@ Nothing here computes: it is a view of the program that ``popxl`` builds.
 """
 
 from popart._internal.ir import op, patterns, view
+from popart._internal.ir._create import append_op, create_op_in_graph
 from popart._internal.ir._handles import Graph, Ir, Op, Tensor
 from popart._internal.ir._locations import (
     ExecutionContext,
@@ -65,6 +66,8 @@ __all__ = [
     "VariableSettings",
     "VirtualGraphMode",
     "addScope",
+    "append_op",
+    "create_op_in_graph",
     "data_type",
     "op",
     "patterns",

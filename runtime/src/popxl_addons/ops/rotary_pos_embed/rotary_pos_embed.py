@@ -26,11 +26,14 @@ def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Any]:
             f"rotary_dim is even and at most head_dim {head_dim}, got {rotary_dim}"
         )
     table = (seq, rotary_dim // 2)
-    allowed = (table, (1, *table), (batch, *table))
+    allowed = [table, (1, *table), (batch, *table)]
+    if attrs["halves"]:
+        allowed += [(1, 1, rotary_dim // 2), (batch, 1, rotary_dim // 2)]
     for name, spec in (("sin", sin), ("cos", cos)):
         if spec.shape not in allowed:
             raise popart_exception(
-                f"{name} has shape {spec.shape}, expected one of {allowed} (seq, rotary_dim / 2)"
+                f"{name} has shape {spec.shape}, expected one of {tuple(allowed)}"
+                " (seq, rotary_dim / 2)"
             )
         if spec.dtype != x.dtype:
             raise popart_exception(f"{name} has dtype {spec.dtype}, t {x.dtype}")
@@ -89,5 +92,5 @@ def rotary_pos_embed(
     """
     check_in_graph(get_current_context().graph, t=t, sin=sin, cos=cos)
     check_tensor_ipu_and_tile_set(t=t, sin=sin, cos=cos)
-    attrs = {"rotary_dim": rotary_dim or t.shape[-1]}
+    attrs = {"rotary_dim": rotary_dim or t.shape[-1], "halves": False}
     return _create_op("RotaryPosEmbed", [t, sin, cos], attrs, [f"{t.name}_rotary_pos_embed"])[0]
