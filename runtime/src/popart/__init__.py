@@ -20,6 +20,7 @@ from popart._types import (
     VariableSettings,
     VirtualGraphMode,
 )
+from popart.session import InferenceSession
 from popxl_torch.ir.errors import (
     popart_exception,
     popart_internal_exception,
@@ -42,6 +43,7 @@ __all__ = [
     "DataType",
     "DeviceInfo",
     "DeviceManager",
+    "InferenceSession",
     "PyStepIO",
     "PyWeightsIO",
     "ReductionType",

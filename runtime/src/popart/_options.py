@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from popart._types import SyntheticDataMode, VirtualGraphMode
+
 _DEFAULTS: dict[str, Any] = {
     # honoured by the engine
     "partialsTypeMatMuls": "",
@@ -29,7 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "aliasZeroCopy": True,
     "constantWeights": True,
     "enableVariablesCaching": False,
-    "virtualGraphMode": "Manual",
+    "virtualGraphMode": VirtualGraphMode.Manual,
     "useHostCopyOps": True,
     "enableExplicitMainLoops": True,
     "explicitRecomputation": True,
@@ -47,7 +49,7 @@ _DEFAULTS: dict[str, Any] = {
     "firstDotOp": 0,
     "finalDotOp": 10000,
     "dotOpNames": True,
-    "syntheticDataMode": "Off",
+    "syntheticDataMode": SyntheticDataMode.Off,
     "compileEngine": True,
     "hardwareInstrumentations": set,
     "timeLimitScheduler": 1e9,

@@ -145,6 +145,7 @@ class Session:
                 self.weights_to_host()
         finally:
             self._attached = False
+            self._engine.release()
             self._mark_stale(False)
 
     def _check_attached(self) -> None:
@@ -419,11 +420,25 @@ class _SessionHandle:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def writeWeights(self, io: Any) -> None:
-        """Host arrays are the weights: there is nothing to write."""
+    def writeWeights(self, io: popart.PyWeightsIO) -> None:
+        """Set host values of variables from arrays by tensor id."""
+        for tensor_id, data in io.weights.items():
+            self._session._write_one(self._variable(tensor_id), data)
 
-    def readWeights(self, io: Any) -> None:
-        """Host arrays are the weights: there is nothing to read."""
+    def readWeights(self, io: popart.PyWeightsIO) -> None:
+        """Copy host values of variables into arrays by tensor id."""
+        from popxl_torch.executor.variables import retrieved
+
+        for tensor_id, array in io.weights.items():
+            variable = self._variable(tensor_id)
+            array[...] = retrieved(variable._value.data, variable.shape)
+
+    def _variable(self, tensor_id: str) -> Any:
+        return self._session.ir.main_graph.get_tensor(tensor_id)
+
+    def getReport(self) -> None:
+        """popart_exception: only the SDK profiles a compiled program."""
+        raise popart.popart_exception("There is no report: nothing is compiled for an IPU.")
 
     def copyDeviceWeightsToHost(self) -> None:
         """Fetch the weights."""
