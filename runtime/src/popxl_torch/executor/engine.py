@@ -99,6 +99,11 @@ class Engine:
                 self._fetch(value, tensor, spec)
                 self.uploaded[value] = tensor
 
+    def release(self) -> None:
+        """Let go of the variables' tensors. Remote buffers and host values stay."""
+        self.memory.states.clear()
+        self.uploaded.clear()
+
     def _fetch(self, value: Value, tensor: Any, spec: Any) -> None:
         data = value.data
         array = self.backend.to_host(tensor, spec)

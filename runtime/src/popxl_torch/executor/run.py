@@ -14,7 +14,7 @@ from popxl_torch.backends.base import Backend
 from popxl_torch.executor.host_streams import HostStreams
 from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.executor.trace import Trace
-from popxl_torch.ir.records import Value
+from popxl_torch.ir.records import Spec, Value
 from popxl_torch.plan.steps import Body, Operand, Plan, Step
 
 Action = Callable[[], None]
@@ -22,12 +22,19 @@ Action = Callable[[], None]
 
 @dataclass(slots=True)
 class Memory:
-    """What outlives a run: states of variables by tensor, and remote buffers; and its streams."""
+    """What outlives a run (states of variables, remote buffers, constants), streams, the trace."""
 
     remote: RemoteStore
     streams: HostStreams
     trace: Trace
     states: dict[Value, Any] = field(default_factory=dict)
+    constants: dict[int, Any] = field(default_factory=dict)
+
+    def constant(self, array: Any, spec: Spec, backend: Backend) -> Any:
+        """A constant's tensor, the same one for all plans. Its array lives as long as the Ir."""
+        if id(array) not in self.constants:
+            self.constants[id(array)] = backend.from_host(array, spec)
+        return self.constants[id(array)]
 
 
 class BoundPlan:
@@ -39,7 +46,7 @@ class BoundPlan:
         self.slots: list[Any] = [None] * plan.num_slots
         self.constants = {slot for slot, _, _ in plan.constants}
         for slot, spec, array in plan.constants:
-            self.slots[slot] = backend.from_host(array, spec)
+            self.slots[slot] = memory.constant(array, spec, backend)
         self.actions, self.notes = self._body(plan.body)
         self.num_steps = sum(1 for _ in plan.steps())
 
