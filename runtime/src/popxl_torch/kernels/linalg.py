@@ -1,20 +1,24 @@
 """Matrix products.
 
 On CPUs half-precision matrix products of the libraries are slow and round in between. Here half
-operands are widened to float32 and the result stays float32 until the binder rounds it. Big
-weights are widened in tiles, so that no copy of them in float32 ever exists.
+operands are widened to float32 and the result stays float32 until the binder rounds it. Weights
+are widened in registers by the C++ kernels (see the package native) or, where those do not fit, in
+tiles, so that no copy of them in float32 ever exists. RULES says which is used when.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from popxl_torch.ir.errors import popart_exception
 from popxl_torch.ir.records import Spec
 from popxl_torch.kernels.float8 import FLOAT8, scaled_product
+from popxl_torch.kernels.native import native
 from popxl_torch.kernels.registry import Site, kernel
 
 TILE_COLUMNS = 512
@@ -22,6 +26,13 @@ TILE_COLUMNS = 512
 
 TILED_ABOVE = 1 << 20
 """Elements of a half matrix from which it is widened in tiles."""
+
+NATIVE_FROM = 1 << 14
+"""Elements of a half matrix from which the call into C++ (4 microseconds) pays."""
+
+DOT_ROWS = 24
+"""Rows up to which sums along the weights' rows beat tiles. They are equal at 24 to 48 rows with
+AVX2, at over 48 with AVX-512; with fewer, the dot products take down to half the time."""
 
 _HALF = (torch.float16, torch.bfloat16)
 _kept = threading.local()
@@ -43,15 +54,17 @@ def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
     Args:
         x: (m, k).
-        w: (k, n). A transposed view, stored as (n, k), is as good as a plain one.
+        w: (k, n). Half weights are best stored as (n, k), of which this is a transposed view.
 
     Returns:
         (m, n); float32 on CPUs if an input is half, else torch's own dtype.
     """
+    rows = x.shape[0]
+    for rule in RULES.get((w.device.type, w.dtype), ()):
+        if rows <= rule.rows and rule.fits(x, w):
+            return rule.product(x, w)
     if x.is_cuda:
         return torch.mm(*_same_dtype(x, w))
-    if w.dtype in _HALF and w.numel() > TILED_ABOVE:
-        return _matmul_tiled(_widened(x), w)
     return torch.mm(_widened(x), _widened(w))
 
 
@@ -69,6 +82,7 @@ def _same_dtype(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 def _matmul_tiled(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     (m, k), n = x.shape, w.shape[1]
+    x = _widened(x)
     y = torch.empty(m, n, dtype=torch.float32, device=x.device)
     by_columns = w.stride(0) == 1  # stored as (n, k): a tile's columns are contiguous rows there
     scratch = _scratch(min(n, TILE_COLUMNS) * k, x.device)
@@ -79,6 +93,60 @@ def _matmul_tiled(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         tile.copy_(w[:, start : start + columns])
         torch.mm(x, tile, out=y[:, start : start + columns])
     return y
+
+
+def _native_reads(x: torch.Tensor, w: torch.Tensor) -> bool:
+    return (
+        w.stride(0) == 1
+        and w.numel() >= NATIVE_FROM
+        and x.dtype in (torch.float32, *_HALF)
+        and native() is not None
+    )
+
+
+def _native_input(x: torch.Tensor) -> torch.Tensor:
+    x = _widened(x)
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _native_dot(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    library = native()
+    assert library is not None
+    return library.dot(_native_input(x), w.t())
+
+
+def _native_tiles(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    library = native()
+    assert library is not None
+    x, w = _native_input(x), w.t()
+    return library.tiles(x, w, _scratch(library.scratch_size(x, w), x.device))
+
+
+def _is_big(x: torch.Tensor, w: torch.Tensor) -> bool:
+    return w.numel() > TILED_ABOVE
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A way to multiply, for up to so many rows of x, where ``fits(x, w)``."""
+
+    rows: float
+    fits: Callable[[torch.Tensor, torch.Tensor], bool]
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+_HALF_ON_CPU = (
+    Rule(DOT_ROWS, _native_reads, _native_dot),
+    Rule(math.inf, _native_reads, _native_tiles),
+    Rule(math.inf, _is_big, _matmul_tiled),
+)
+
+RULES: dict[tuple[str, torch.dtype], tuple[Rule, ...]] = {
+    ("cpu", torch.float16): _HALF_ON_CPU,
+    ("cpu", torch.bfloat16): _HALF_ON_CPU,
+}
+"""By device and storage of w. The first rule that fits is taken; without one, torch's own product
+of widened matrices. ``benchmarks/bench_kernels.py`` measures all of them side by side."""
 
 
 def _matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

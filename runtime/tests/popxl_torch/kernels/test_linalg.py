@@ -14,6 +14,12 @@ FLOAT32_ATOL = 1e-3  # sums of a thousand products of size 1 in float32, with a 
 INNER = 1030
 
 
+@pytest.fixture(autouse=True)
+def torch_only(monkeypatch: pytest.MonkeyPatch):
+    """The C++ kernels have tests of their own; here is what is used where they are not."""
+    monkeypatch.setattr(linalg, "native", lambda: None)
+
+
 def matrix(rng: Generator, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(rng.normal(size=(rows, columns))).to(dtype)
 

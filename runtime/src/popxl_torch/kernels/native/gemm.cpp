@@ -1,0 +1,257 @@
+// Matrix products with half-precision weights: y[m, n] = x[m, k] * w[n, k]^T.
+//
+// x and y are float32; w is float16 or bfloat16, row-major with any distance between rows, so that
+// shards of a mapped file are read where they are. Every product and sum is float32.
+//
+// A plain C interface, called through ctypes: no Python, no torch. Nothing here allocates.
+//
+// The loops are in gemm_loops.h, which is included once per instruction set with the few operations
+// that it is written in. A new set (NEON, say) is one more block of those operations below and one
+// row of SETS.
+//
+// Threads are torch's own. A second pool beside it would fight for the cores: OpenMP's workers keep
+// spinning for about a millisecond after each of torch's loops, which is as long as a product here
+// takes. So the caller hands over the entry point GOMP_parallel of the OpenMP library that torch
+// has loaded (LLVM's and Intel's have it too), and the same workers serve both. Without one,
+// threads are started for the one call.
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#define POPXL_X86 1
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using std::int64_t;
+using std::uint16_t;
+using Fork = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+struct Half {};   // float16
+struct Brain {};  // bfloat16
+
+struct Problem {
+  int64_t m, n, k;
+  const float* x;
+  int64_t x_row;  // elements from one row to the next, as below
+  const uint16_t* w;
+  int64_t w_row;
+  float* y;
+  int64_t y_row;
+  float* scratch;
+  int threads;
+  Fork fork;
+};
+
+constexpr int64_t CHUNK_ROWS = 768;  // rows of x that the scratch memory holds at once
+constexpr int64_t INNER = 256;       // length of the sums between two visits of y
+constexpr int64_t COLUMNS = 128;     // rows of w (columns of y) per task at most
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+
+// work(task, worker) for every task; workers take the next task when they are done with one.
+template <class Work>
+void parallel(const Problem& p, int64_t tasks, const Work& work) {
+  struct Shared {
+    std::atomic<int64_t> task{0}, worker{0};
+    int64_t tasks;
+    const Work* work;
+    void run() {
+      const int64_t self = worker.fetch_add(1);
+      for (int64_t i; (i = task.fetch_add(1)) < tasks;) (*work)(i, self);
+    }
+  } shared;
+  shared.tasks = tasks;
+  shared.work = &work;
+  const int threads = static_cast<int>(least(p.threads, tasks));
+  if (threads <= 1) {
+    shared.run();
+  } else if (p.fork) {
+    p.fork([](void* data) { static_cast<Shared*>(data)->run(); }, &shared, threads, 0);
+  } else {
+    constexpr int MOST = 64;
+    std::thread others[MOST];
+    int started = 0;
+    try {
+      while (started < threads - 1 && started < MOST) {
+        others[started] = std::thread([&shared] { shared.run(); });
+        ++started;
+      }
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those there are share the tasks.
+    }
+    shared.run();
+    for (int i = 0; i < started; ++i) others[i].join();
+  }
+}
+
+#ifdef POPXL_X86
+
+// Sixteen rows of w by eight columns, transposed: vector j gets column j of all sixteen.
+#define POPXL_AVX2 __attribute__((target("avx2,fma,f16c"), always_inline)) inline
+POPXL_AVX2 void transpose_16x8(const uint16_t* const* row, int64_t at, __m256i* out) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 8; ++i) {
+    const auto* low = reinterpret_cast<const __m128i*>(row[i] + at);
+    const auto* high = reinterpret_cast<const __m128i*>(row[i + 8] + at);
+    a[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)),
+                                   _mm_loadu_si128(high), 1);
+  }
+  for (int i = 0; i < 4; ++i) {
+    b[i] = _mm256_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+    b[i + 4] = _mm256_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; ++i) {  // b[2i], b[2i + 1] hold the same columns of neighbouring rows
+    a[i] = _mm256_unpacklo_epi32(b[2 * i], b[2 * i + 1]);
+    a[i + 4] = _mm256_unpackhi_epi32(b[2 * i], b[2 * i + 1]);
+  }
+  // a[0], a[1]: columns 0, 1; a[4], a[5]: 2, 3; a[2], a[3]: 4, 5; a[6], a[7]: 6, 7
+  constexpr int ORDER[4] = {0, 4, 2, 6};
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = _mm256_unpacklo_epi64(a[ORDER[i]], a[ORDER[i] + 1]);
+    out[2 * i + 1] = _mm256_unpackhi_epi64(a[ORDER[i]], a[ORDER[i] + 1]);
+  }
+}
+
+namespace avx2 {
+#define POPXL_SIMD POPXL_AVX2
+#define POPXL_ENTRY __attribute__((target("avx2,fma,f16c")))
+using Vector = __m256;
+constexpr int LANES = 8;
+constexpr int TILE_ROWS = 6;  // times two vectors: 12 of 16 registers hold sums
+constexpr int dot_columns(int rows) { return rows <= 3 ? 4 : rows == 4 ? 3 : 2; }
+POPXL_SIMD Vector zero() { return _mm256_setzero_ps(); }
+POPXL_SIMD Vector load(const float* p) { return _mm256_loadu_ps(p); }
+POPXL_SIMD Vector all(const float* p) { return _mm256_broadcast_ss(p); }
+POPXL_SIMD void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+POPXL_SIMD Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+POPXL_SIMD Vector widen(__m128i v, Half) { return _mm256_cvtph_ps(v); }
+POPXL_SIMD Vector widen(__m128i v, Brain) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+template <class Type>
+POPXL_SIMD Vector load_wide(const uint16_t* p) {
+  return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), Type{});
+}
+template <class Type>
+POPXL_SIMD void store_wide_16(float* p, __m256i v) {
+  store(p, widen(_mm256_castsi256_si128(v), Type{}));
+  store(p + 8, widen(_mm256_extracti128_si256(v, 1), Type{}));
+}
+POPXL_SIMD float total(Vector v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+#include "gemm_loops.h"
+#undef POPXL_SIMD
+#undef POPXL_ENTRY
+}  // namespace avx2
+
+namespace avx512 {
+#define POPXL_TARGET target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")
+#define POPXL_SIMD __attribute__((POPXL_TARGET, always_inline)) inline
+#define POPXL_ENTRY __attribute__((POPXL_TARGET))
+using Vector = __m512;
+constexpr int LANES = 16;
+constexpr int TILE_ROWS = 12;  // times two vectors: 24 of 32 registers hold sums
+constexpr int dot_columns(int) { return 4; }
+POPXL_SIMD Vector zero() { return _mm512_setzero_ps(); }
+POPXL_SIMD Vector load(const float* p) { return _mm512_loadu_ps(p); }
+POPXL_SIMD Vector all(const float* p) { return _mm512_set1_ps(*p); }
+POPXL_SIMD void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+POPXL_SIMD Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+POPXL_SIMD Vector widen(__m256i v, Half) { return _mm512_cvtph_ps(v); }
+POPXL_SIMD Vector widen(__m256i v, Brain) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+template <class Type>
+POPXL_SIMD Vector load_wide(const uint16_t* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), Type{});
+}
+template <class Type>
+POPXL_SIMD void store_wide_16(float* p, __m256i v) {
+  store(p, widen(v, Type{}));
+}
+POPXL_SIMD float total(Vector v) { return _mm512_reduce_add_ps(v); }
+#include "gemm_loops.h"
+#undef POPXL_SIMD
+#undef POPXL_ENTRY
+}  // namespace avx512
+
+#endif  // POPXL_X86
+
+struct Set {
+  const char* name;
+  bool (*here)();
+  void (*dot)(const Problem&, bool brain);
+  void (*tiles)(const Problem&, bool brain);
+  int64_t (*scratch)(const Problem&);
+};
+
+// Best first.
+const Set SETS[] = {
+#ifdef POPXL_X86
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+     },
+     avx512::dot_all, avx512::tiles_all, avx512::scratch_floats},
+    {"avx2",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
+     },
+     avx2::dot_all, avx2::tiles_all, avx2::scratch_floats},
+#endif
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+
+}  // namespace
+
+extern "C" {
+
+// Changes with the meaning of any function below; the caller compares it with its own.
+__attribute__((visibility("default"))) int popxl_native_version() { return 1; }
+
+// Name of instruction set i, best first, or null after the last one.
+__attribute__((visibility("default"))) const char* popxl_native_set(int i) { return SETS[i].name; }
+
+// Whether this processor has instruction set i.
+__attribute__((visibility("default"))) int popxl_native_here(int i) { return SETS[i].here(); }
+
+// Floats of scratch memory that popxl_native_tiles needs.
+__attribute__((visibility("default"))) int64_t popxl_native_scratch(int set, int64_t m, int64_t n,
+                                                                    int64_t k, int threads) {
+  return SETS[set].scratch(
+      Problem{m, n, k, nullptr, 0, nullptr, 0, nullptr, 0, nullptr, threads, nullptr});
+}
+
+// y = x * w^T by sums along the rows of w: for few rows of x. Rows are elements apart; `brain` says
+// that w is bfloat16. A row of y does not depend on how many there are.
+__attribute__((visibility("default"))) void popxl_native_dot(
+    int set, int brain, int64_t m, int64_t n, int64_t k, const float* x, int64_t x_row,
+    const uint16_t* w, int64_t w_row, float* y, int64_t y_row, int threads, Fork fork) {
+  SETS[set].dot(Problem{m, n, k, x, x_row, w, w_row, y, y_row, nullptr, threads, fork}, brain != 0);
+}
+
+// The same by tiles of w widened to float32: for many rows of x.
+__attribute__((visibility("default"))) void popxl_native_tiles(
+    int set, int brain, int64_t m, int64_t n, int64_t k, const float* x, int64_t x_row,
+    const uint16_t* w, int64_t w_row, float* y, int64_t y_row, float* scratch, int threads,
+    Fork fork) {
+  SETS[set].tiles(Problem{m, n, k, x, x_row, w, w_row, y, y_row, scratch, threads, fork},
+                  brain != 0);
+}
+}
