@@ -153,3 +153,33 @@ def test_one_plan_serves_many_runs(engine: str) -> None:
         return stream
 
     assert _plans(build, runs=4) == 1
+
+
+def test_windows_of_an_entry_that_differ_by_replica_in_some_runs() -> None:
+    """An entry written in place is one tensor for all replicas until a run makes it several."""
+    ir = popxl.Ir(replication=2)
+    with ir.main_graph, popxl.in_sequence():
+        buffer = popxl.remote_buffer((2, 3), popxl.float32, entries=2)
+        stream = popxl.h2d_stream((1, 3), popxl.float32)
+
+        def write(entry: popxl.Tensor, row: popxl.Tensor) -> popxl.Tensor:
+            kept = ops.remote_load(buffer, entry)
+            place = popxl.constant([1])
+            kept = ops.dynamic_update(kept, place, row, [0], [1], no_overlap=True)
+            ops.remote_store(buffer, entry, kept)
+            return ops.sum(kept)
+
+        given = [popxl.constant(1), ops.host_load(stream)]
+        total, whole = popxl.d2h_stream((), popxl.float32), popxl.d2h_stream((2, 3), popxl.float32)
+        ops.host_store(total, ops.call(ir.create_graph(write, *given), *given)[0])
+        ops.host_store(whole, ops.remote_load(buffer, 1))
+    equal = np.ones((2, 1, 3), "float32")
+    different = np.arange(6, dtype="float32").reshape(2, 1, 3)
+    session = popxl.Session(ir, "ipu_hw")
+    for _ in range(2):
+        with session:
+            for x in (equal, different, equal * 2, different):
+                found = session.run({stream: x})
+                np.testing.assert_array_equal(found[total], x.sum((1, 2)))
+                np.testing.assert_array_equal(found[whole][:, 1:], x)
+                assert not found[whole][:, 0].any()
