@@ -16,7 +16,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
 NATIVE := $(wildcard runtime/src/popxl_torch/kernels/native/*.cpp runtime/src/popxl_torch/kernels/native/*.h)
 
-BENCHES := bench_plan_overhead bench_tensor_parallel
+BENCHES := bench_plan_overhead bench_tensor_parallel bench_kernels
 LONG_BENCHES := bench_first_token
 
 .DEFAULT_GOAL := help
