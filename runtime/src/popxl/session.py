@@ -334,7 +334,7 @@ class Session:
                     f" {array.dtype}"
                 )
             target = self._checked_shape("Output", stream, array)
-            if not np.may_share_memory(target, array):
+            if array.size and not np.may_share_memory(target, array):
                 raise ValueError(f"The output array for {stream} cannot be filled in place.")
             targets[stream._record] = target
         return targets

@@ -365,3 +365,17 @@ def test_sessions_in_threads(rng: np.random.Generator) -> None:
     for k, result in enumerate(results):
         expected = inputs[k].astype("float32") @ weights[k].astype("float32")
         np.testing.assert_allclose(result, expected, rtol=2e-3, atol=5e-2)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_tensors_without_elements(replicas: int) -> None:
+    ir = popxl.Ir(replication=replicas)
+    with ir.main_graph, popxl.in_sequence():
+        stream = popxl.h2d_stream((0, 3), popxl.float32)
+        x = ops.host_load(stream)
+        turned, sums = _stored(x.T), _stored(ops.sum(x, axis=0))
+    lead = (2,) * (replicas > 1)
+    with popxl.Session(ir, "ipu_hw") as session:
+        found = session.run({stream: np.zeros((*lead, 0, 3), "float32")})
+    assert found[turned].shape == (*lead, 3, 0)
+    np.testing.assert_array_equal(found[sums], np.zeros((*lead, 3)))
