@@ -6,8 +6,8 @@ buffers with an entry per block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import popxl
@@ -15,7 +15,7 @@ import popxl_addons as addons
 from popxl import ops
 from popxl_addons.remote import NamedRemoteBuffers
 
-from config.config import MagmaConfig
+from config.config import GPTJConfig, MagmaConfig
 from execution.weights import create_buffers, create_variables
 from modelling.clip_resnet.resnet import block_shapes
 from modelling.clip_resnet.stem import IMAGE_CHANNELS, Stem
@@ -23,6 +23,9 @@ from modelling.gptj.decoder import DecoderBlock
 from modelling.gptj.embedding import Embeddings
 from modelling.gptj.lm_head import LMHead
 from modelling.image_prefix import ImageProjection
+
+EMBEDDING_KEYS = ("transformer.embeddings",)
+HEAD_KEYS = ("lm_head",)
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Phase:
     Attributes:
         keys: Where the variables of each entry lie below the state's root. With several entries
             the graph is repeated, once for each.
-        graph: The graph; its named arguments are the weights.
+        graph: The graph; its named arguments are the weights. Of its other inputs the first is the
+            activation.
         factories: What its variables look like, under the names of the graph's arguments.
         buffers: Where its variables lie, under the same names.
         memory_proportions: Share of each IPU's memory for temporaries.
+        numbered: Whether the last input of the graph is the number of the entry, () int32.
     """
 
     keys: tuple[str, ...]
@@ -43,19 +48,27 @@ class Phase:
     factories: addons.NamedVariableFactories
     buffers: NamedRemoteBuffers
     memory_proportions: tuple[float, ...]
+    numbered: bool = False
 
     @classmethod
     def of_module(
         cls,
         module: addons.Module,
-        x: popxl.TensorSpec,
+        inputs: Sequence[popxl.TensorSpec],
         keys: tuple[str, ...],
         memory_proportions: tuple[float, ...],
+        numbered: bool = False,
     ) -> Phase:
-        """The phase that builds a module for an input x, and sets up its buffers."""
-        factories, graph = module.create_graph(x)
+        """The phase that builds a module for its inputs, and sets up its buffers."""
+        factories, graph = module.create_graph(*inputs)
         buffers = create_buffers(factories, len(keys))
-        return cls(keys, graph, factories, buffers, memory_proportions)
+        return cls(keys, graph, factories, buffers, memory_proportions, numbered)
+
+    def resized(self, module: addons.Module, inputs: Sequence[popxl.TensorSpec]) -> Phase:
+        """The same weights behind the graph of a module like this phase's, for other inputs."""
+        factories, graph = module.create_graph(*inputs)
+        assert factories.to_dict().keys() == self.factories.to_dict().keys(), "other weights"
+        return replace(self, graph=graph)
 
     def create_variables(self) -> dict[str, popxl.Tensor]:
         """Its variables by flat key below the state's root, without values yet."""
@@ -97,27 +110,31 @@ def build_phases(config: MagmaConfig) -> Phases:
     Returns:
         The phases. Nothing is called yet.
     """
-    image_prefix = _image_prefix(config)
+    image_prefix = image_prefix_phases(config)
     b, t, i = config.batch, config.text_tokens, image_prefix[-1].result.shape[1]
     transformer = config.transformer
     words = popxl.TensorSpec((b * t,), popxl.int32)
     hidden = popxl.TensorSpec((b * (i + t), transformer.hidden_size), transformer.dtype)
     proportions = transformer.execution.available_memory_proportion
-    layers = [f"transformer.decoder.{n}" for n in range(transformer.layers)]
 
-    def phase(module: addons.Module, x: popxl.TensorSpec, *keys: str) -> Phase:
-        return Phase.of_module(module, x, keys, proportions)
+    def phase(module: addons.Module, x: popxl.TensorSpec, keys: tuple[str, ...]) -> Phase:
+        return Phase.of_module(module, [x], keys, proportions)
 
     return Phases(
         image_prefix,
-        phase(Embeddings(transformer), words, "transformer.embeddings"),
-        phase(DecoderBlock(transformer), hidden, *layers),
-        phase(LMHead(transformer), hidden, "lm_head"),
+        phase(Embeddings(transformer), words, EMBEDDING_KEYS),
+        phase(DecoderBlock(transformer), hidden, decoder_keys(transformer)),
+        phase(LMHead(transformer), hidden, HEAD_KEYS),
     )
 
 
-def _image_prefix(config: MagmaConfig) -> tuple[Phase, ...]:
-    """Stem, first block and repeated blocks of each layer, projection."""
+def decoder_keys(config: GPTJConfig) -> tuple[str, ...]:
+    """Where the variables of each block lie below the state's root."""
+    return tuple(f"transformer.decoder.{n}" for n in range(config.layers))
+
+
+def image_prefix_phases(config: MagmaConfig) -> tuple[Phase, ...]:
+    """Stem, first block and repeated blocks of each layer, projection, in the current Ir."""
     visual = config.visual
     side = visual.image_resolution
     x = popxl.TensorSpec((config.batch, IMAGE_CHANNELS, side, side), visual.dtype)
@@ -131,35 +148,41 @@ def _image_prefix(config: MagmaConfig) -> tuple[Phase, ...]:
     for names, module in modules:
         keys = tuple(f"image_prefix.{name}".rstrip(".") for name in names)
         proportions = visual.execution.available_memory_proportion
-        phases.append(Phase.of_module(module, x, keys, proportions))
+        phases.append(Phase.of_module(module, [x], keys, proportions))
         x = phases[-1].result
     return tuple(phases)
 
 
-def call_phase(phase: Phase, x: popxl.Tensor) -> popxl.Tensor:
+def call_phase(phase: Phase, x: popxl.Tensor, *fixed: popxl.Tensor) -> popxl.Tensor:
     """Loads a phase's weights and calls its graph in the current graph, for entry after entry.
 
     Args:
         phase: The phase.
         x: Its input.
+        fixed: Further inputs, the same for every entry.
 
     Returns:
         Its output.
     """
     load, names = addons.load_remote_graph(phase.buffers, len(phase.keys))
 
-    def load_and_call(x: popxl.Tensor, entry: popxl.Tensor) -> popxl.Tensor:
+    def load_and_call(
+        x: popxl.Tensor, entry: popxl.Tensor, fixed: Sequence[popxl.Tensor]
+    ) -> popxl.Tensor:
         weights = addons.NamedTensors.pack(names, load.call(entry))
-        (y,) = phase.graph.bind(weights).call(x)
+        numbers = (entry,) if phase.numbered else ()
+        (y,) = phase.graph.bind(weights).call(x, *fixed, *numbers)
         return y
 
-    def step(x: popxl.Tensor, entry: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
-        return load_and_call(x, entry), entry + 1
+    def step(
+        x: popxl.Tensor, entry: popxl.Tensor, fixed: list[popxl.Tensor]
+    ) -> tuple[popxl.Tensor, popxl.Tensor]:
+        return load_and_call(x, entry, fixed), entry + 1
 
     entry = popxl.constant(0, popxl.int32, "entry")
     if len(phase.keys) == 1:
-        return load_and_call(x, entry)
+        return load_and_call(x, entry, fixed)
     # The counter is carried along, since a loop's body cannot see which turn it is.
-    body = popxl.gcg().ir.create_graph(step, x, entry)
-    y, _ = ops.repeat(body, len(phase.keys), x, entry)
+    body = popxl.gcg().ir.create_graph(step, x, entry, list(fixed))
+    y, _ = ops.repeat(body, len(phase.keys), x, entry, *fixed)
     return y

@@ -7,9 +7,10 @@ import popxl
 import popxl_addons as addons
 from popxl import ops
 from popxl_addons.layers import Linear
-from popxl_addons.ops.rotary_pos_embed import rotary_pos_embed, trig_tables
+from popxl_addons.ops.rotary_pos_embed import rotary_pos_embed
 
 from config.config import GPTJConfig
+from modelling.gptj.positions import Place, whole_sequences
 from modelling.parallel import enter_sharded, leave_sharded, shard_grouping
 from modelling.shards import Arrays, column_shards, frozen, row_shards, take
 
@@ -30,65 +31,78 @@ class AttentionHeads(addons.Module):
         # The columns lie per head: [n/r][q, k, v][d].
         self.qkv = Linear(width, bias=False, replica_grouping=shard_grouping(r))
 
-    def build(self, x: popxl.Tensor) -> popxl.Tensor:
+    def build(self, x: popxl.Tensor, place: Place | None = None) -> popxl.Tensor:
         """Attends to earlier positions.
 
         Args:
-            x: (b·s, h), equal on all replicas.
+            x: (b·m, h), equal on all replicas.
+            place: Where the rows stand; None for b whole sequences.
 
         Returns:
-            (b·s, h/r), this replica's heads side by side.
+            (b·m, h/r), this replica's heads side by side.
         """
-        b = self.config.execution.micro_batch_size
-        s = x.shape[0] // b
+        rows, b = x.shape[0], self.config.execution.micro_batch_size
+        place = place or whole_sequences(self.config, rows // b)
         d = self.config.head_size
         qkv = self.qkv(x)
         n = qkv.shape[1] // (3 * d)
-        q, k, v = ops.split(ops.reshape(qkv, (b, s, n, 3 * d)), 3, axis=3)
-        q, k = self._rotate(q, k)
+        q, k, v = ops.split(ops.reshape(qkv, (1, rows, n, 3 * d)), 3, axis=3)
         # Scaled before the product, float16 cannot overflow in it.
-        q = ops.transpose(q * popxl.constant(d**-0.5, q.dtype), (0, 2, 1, 3))
-        k, v = ops.transpose(k, (0, 2, 3, 1)), ops.transpose(v, (0, 2, 1, 3))
-        read = self._attend(q, k, v)  # (b, n/r, s, d)
-        return ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (b * s, n * d))
+        q = self._rotate(q, place) * popxl.constant(d**-0.5, q.dtype)
+        k = self._rotate(k, place)
+        q, k, v = (_by_head(t, b) for t in (q, k, v))
+        keys, values = place.remember(k, v)
+        keys = ops.transpose(keys, (0, 1, 3, 2))
+        read = self._attend(q, keys, values, place.visible)  # (b, n/r, m, d)
+        return ops.reshape(ops.transpose(read, (0, 2, 1, 3)), (rows, n * d))
 
-    def _rotate(self, q: popxl.Tensor, k: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
-        """Rotates the first channels of each head of (b, s, n/r, d) by its position."""
-        attention = self.config.attention
-        dim = attention.rotary_dim
-        # Rounding the angles would get them wrong by up to 0.4 rad in half precision: only their
-        # sines and cosines are rounded.
-        base = attention.rotary_positional_embeddings_base
-        tables = trig_tables(q.shape[1], dim, base, np_dtype="float64")
-        sin, cos = (popxl.constant(table.astype(q.dtype.as_numpy()), q.dtype) for table in tables)
-        return rotary_pos_embed(q, sin, cos, dim), rotary_pos_embed(k, sin, cos, dim)
+    def _rotate(self, x: popxl.Tensor, place: Place) -> popxl.Tensor:
+        """Rotates the first channels of each head of (1, b·m, n/r, d) by its position."""
+        return rotary_pos_embed(x, place.sin, place.cos, self.config.attention.rotary_dim)
 
-    def _attend(self, q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor) -> popxl.Tensor:
-        """Reads v for each query; q and v are (b, n/r, s, d), k is (b, n/r, d, s).
+    def _attend(
+        self, q: popxl.Tensor, keys: popxl.Tensor, values: popxl.Tensor, visible: popxl.Tensor
+    ) -> popxl.Tensor:
+        """Reads values for each query.
 
-        Queries are cut into slices along the sequence, which bounds the scores' memory. Keys behind
-        a slice's last query are hidden from all of it, so it leaves them out.
+        Queries are cut into slices, which bounds the scores' memory. Keys behind a slice's last
+        query are hidden from all of it, so it leaves them out.
+
+        Args:
+            q: (b, n/r, m, d), none before the last m of the k keys' positions.
+            keys: (b, n/r, d, k).
+            values: (b, n/r, k, d).
+            visible: (b or 1, 1, m, k).
         """
-        s, slices = q.shape[2], self.config.execution.attention_serialisation
+        m, k = visible.shape[2:]
+        slices = min(self.config.execution.attention_serialisation, m)
         if slices == 1:
-            return _attend_slice(q, k, v)
-        sizes = [len(part) for part in np.array_split(np.arange(s), slices)]
-        read, stop = [], 0
+            return _attend_slice(q, keys, values, visible)
+        sizes = [len(part) for part in np.array_split(np.arange(m), slices)]
+        read, start = [], 0
         for part in ops.split(q, sizes, axis=2):
-            stop += part.shape[2]
-            read.append(_attend_slice(part, k[:, :, :, :stop], v[:, :, :stop]))
+            stop = start + part.shape[2]
+            seen = k - m + stop
+            mask = visible[:, :, start:stop, :seen]
+            read.append(_attend_slice(part, keys[:, :, :, :seen], values[:, :, :seen], mask))
+            start = stop
         return ops.concat(read, axis=2)
 
 
-def _attend_slice(q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor) -> popxl.Tensor:
-    """Reads v for queries that are the last of the keys' positions."""
-    scores = q @ k
-    queries, keys = scores.shape[-2:]
-    visible = np.tril(np.ones((queries, keys), bool), keys - queries)
+def _by_head(x: popxl.Tensor, b: int) -> popxl.Tensor:
+    """(1, b·m, n/r, d) to (b, n/r, m, d)."""
+    _, rows, n, d = x.shape
+    return ops.transpose(ops.reshape(x, (b, rows // b, n, d)), (0, 2, 1, 3))
+
+
+def _attend_slice(
+    q: popxl.Tensor, keys: popxl.Tensor, values: popxl.Tensor, visible: popxl.Tensor
+) -> popxl.Tensor:
+    """Reads values for some queries."""
+    scores = q @ keys
     # Replacing hidden scores, not shifting them, gives them exactly no weight in any precision.
     hidden = popxl.constant(np.finfo(scores.dtype.as_numpy()).min, scores.dtype, "hidden")
-    scores = ops.where(popxl.constant(visible, popxl.bool, "visible"), scores, hidden)
-    return ops.softmax(scores, axis=-1) @ v
+    return ops.softmax(ops.where(visible, scores, hidden), axis=-1) @ values
 
 
 class Attention(addons.Module):
@@ -106,17 +120,20 @@ class Attention(addons.Module):
         grouping = shard_grouping(self.r)
         self.output = Linear(config.hidden_size, bias=False, replica_grouping=grouping)
 
-    def build(self, x: popxl.Tensor, reduce: bool = True) -> popxl.Tensor:
+    def build(
+        self, x: popxl.Tensor, place: Place | None = None, reduce: bool = True
+    ) -> popxl.Tensor:
         """Attends within each of the b sequences.
 
         Args:
-            x: (b·s, h), equal on all replicas.
+            x: (b·m, h), equal on all replicas.
+            place: Where the rows stand; None for b whole sequences.
             reduce: False leaves the sum over the replicas to the caller.
 
         Returns:
-            (b·s, h): equal on all replicas, or one replica's part of the sum.
+            (b·m, h): equal on all replicas, or one replica's part of the sum.
         """
-        y = self.output(self.heads(enter_sharded(x, self.r)))
+        y = self.output(self.heads(enter_sharded(x, self.r), place))
         return leave_sharded(y, self.r) if reduce else y
 
     @staticmethod

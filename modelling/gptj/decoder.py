@@ -11,6 +11,7 @@ from config.config import GPTJConfig
 from modelling.adapters import Adapter
 from modelling.gptj.attention import Attention
 from modelling.gptj.feed_forward import FeedForward
+from modelling.gptj.positions import Place
 from modelling.parallel import leave_sharded
 from modelling.shards import Arrays, prefixed, take
 
@@ -33,20 +34,21 @@ class DecoderBlock(addons.Module):
         self.feed_forward = FeedForward(config)
         self.ff_adapter = Adapter(config) if has_adapter(config) else None
 
-    def build(self, x: popxl.Tensor) -> popxl.Tensor:
+    def build(self, x: popxl.Tensor, place: Place | None = None) -> popxl.Tensor:
         """One block, with as few sums over the replicas as its function allows.
 
         The adapter needs the finished perceptron output, which is one sum; its own partial result
         joins attention's in a second. Without an adapter one sum serves both branches.
 
         Args:
-            x: (b·s, h), equal on all replicas.
+            x: (b·m, h), equal on all replicas.
+            place: Where the rows stand; None for b whole sequences.
 
         Returns:
-            (b·s, h), equal on all replicas.
+            (b·m, h), equal on all replicas.
         """
         n = self.ln_1(x)
-        partial_sum = self.attention(n, reduce=False)
+        partial_sum = self.attention(n, place, reduce=False)
         if self.ff_adapter is None:
             partial_sum = partial_sum + self.feed_forward(n, reduce=False)
             return x + leave_sharded(partial_sum, self.r) + self.feed_forward.bias

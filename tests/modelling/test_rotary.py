@@ -10,6 +10,7 @@ from popxl_addons.ops.rotary_pos_embed import trig_tables
 
 from config.config import MAX_POSITIONS, GPTJAttentionConfig, GPTJConfig, GPTJExecution, Precision
 from modelling.gptj.attention import AttentionHeads
+from modelling.gptj.positions import whole_sequences
 from tests.modelling.one_module import equal_on_all, on_all, run_module
 from tests.tolerances import ROTARY_FLOAT16, ROTARY_FLOAT32
 
@@ -25,9 +26,8 @@ class Rotation(addons.Module):
         self.heads = AttentionHeads(config)
 
     def build(self, x: popxl.Tensor) -> popxl.Tensor:
-        """Rotates (b, s, n, d)."""
-        query, _key = self.heads._rotate(x, x)
-        return query
+        """Rotates (1, s, n, d)."""
+        return self.heads._rotate(x, whole_sequences(self.heads.config, x.shape[1]))
 
 
 def exact_angles() -> np.ndarray:
