@@ -16,8 +16,8 @@ import popxl_addons as addons
 
 from config.config import MagmaConfig
 from config.parsing import parse_config
-from execution.generate import image_host, words_host
 from execution.program import build_program
+from execution.runs import image_host, words_host
 from execution.weights import load_weights
 from modelling.clip_resnet.resnet import convolution_flops
 from modelling.mapping import model_weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import popart
@@ -12,7 +13,7 @@ from popxl import ops
 from popxl_addons.patterns import apply_pre_alias_patterns
 
 from config.config import MagmaConfig
-from execution.phases import Phases, build_phases, call_phase
+from execution.phases import Phase, Phases, build_phases, call_phase
 from modelling.clip_resnet.stem import IMAGE_CHANNELS
 from utils.errors import UserError
 
@@ -34,8 +35,7 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
         UserError: A distributed launch has another number of replicas than the configuration, or
             there is no device such as the environment asks for.
     """
-    ir = _create_ir(config)
-    _set_options(ir, trace)
+    ir = create_ir(config, trace)
     with ir.main_graph, popxl.in_sequence():
         phases = build_phases(config)
         inputs, outputs = _create_streams(config, phases)
@@ -43,6 +43,49 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
         for phase in phases:
             variables.update(phase.create_variables())
         _call_phases(phases, inputs, outputs, config.batch)
+    return create_session(ir, phases, inputs, outputs, variables)
+
+
+def create_ir(config: MagmaConfig, trace: Path | None = None) -> popxl.Ir:
+    """An Ir with as many replicas as a configuration asks for, and the options of its engine.
+
+    Args:
+        config: A validated configuration.
+        trace: See :func:`build_program`.
+
+    Raises:
+        UserError: A distributed launch has another number of replicas than the configuration.
+    """
+    r = config.tensor_parallel
+    ir = popxl.Ir("popdist" if popdist.isPopdistEnvSet() else r)
+    if ir.replication_factor != r:
+        raise UserError(
+            f"the launcher started {ir.replication_factor} replicas, but tensor_parallel is {r}; "
+            "make them equal"
+        )
+    _set_options(ir, trace)
+    return ir
+
+
+def create_session(
+    ir: popxl.Ir,
+    phases: Iterable[Phase],
+    inputs: addons.InputStreams,
+    outputs: addons.OutputStreams,
+    variables: Mapping[str | int, popxl.Tensor],
+) -> addons.TaskSession:
+    """Compiles a finished program of phases.
+
+    Args:
+        ir: The program.
+        phases: All phases that it calls.
+        inputs: Its input streams.
+        outputs: Its output streams.
+        variables: The variables of the phases, by flat key below the state's root.
+
+    Raises:
+        UserError: There is no device such as the environment asks for.
+    """
     for phase in phases:
         addons.set_graph_available_memory_proportion_by_ipu(
             phase.graph.graph, phase.memory_proportions
@@ -52,7 +95,7 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
         return addons.TaskSession(
             inputs=inputs,
             outputs=outputs,
-            state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(variables)),
+            state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(dict(variables))),
             ir=ir,
             device_desc="ipu_hw",
             # Weights are never changed on the device.
@@ -64,17 +107,6 @@ def build_program(config: MagmaConfig, trace: Path | None = None) -> addons.Task
             f"the program cannot be made for this machine: {error} (the environment variables "
             "POPXL_DEVICE and POPXL_TORCH_* choose device and engine)"
         ) from error
-
-
-def _create_ir(config: MagmaConfig) -> popxl.Ir:
-    r = config.tensor_parallel
-    ir = popxl.Ir("popdist" if popdist.isPopdistEnvSet() else r)
-    if ir.replication_factor != r:
-        raise UserError(
-            f"the launcher started {ir.replication_factor} replicas, but tensor_parallel is {r}; "
-            "make them equal"
-        )
-    return ir
 
 
 def _set_options(ir: popxl.Ir, trace: Path | None) -> None:

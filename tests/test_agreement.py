@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from config.config import MAX_POSITIONS, MagmaConfig, Precision
-from execution.generate import generate, words_host
+from execution.generate import generate
+from execution.runs import words_host
 from execution.weights import load_weights
 from inference import inference
 from modelling.mapping import model_weights

@@ -11,7 +11,8 @@ import pytest
 
 from config.config import GPTJEmbeddingConfig, MagmaConfig, Precision
 from config.parsing import load_preset
-from execution.generate import check_lengths, generate, next_logits, words_host
+from execution.generate import check_lengths, generate
+from execution.runs import next_logits, words_host
 from utils.errors import UserError
 from utils.sampling import Sampling
 

@@ -1,0 +1,44 @@
+"""Lengths for which graphs are built: work follows real lengths, but a graph has fixed shapes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+SMALLEST_PROMPT = 16
+PROMPTS_PER_DOUBLING = 8
+"""A prompt's work grows with its bucket, so at most an eighth of it may be wasted."""
+
+SMALLEST_READ = 64
+READS_PER_DOUBLING = 1
+"""A decode step reads few bytes of keys beside its weights: halves may be wasted of those."""
+
+
+def buckets(maximum: int, smallest: int, per_doubling: int) -> tuple[int, ...]:
+    """Lengths in ascending order, of which the last is the maximum.
+
+    Args:
+        maximum: The greatest length that occurs.
+        smallest: The least bucket, and the least distance of two.
+        per_doubling: Buckets between one length and its double.
+    """
+    lengths, length = [], smallest
+    while length < maximum:
+        lengths.append(length)
+        length += max(smallest, (1 << (length.bit_length() - 1)) // per_doubling)
+    return (*lengths, maximum)
+
+
+def prompt_buckets(slots: int) -> tuple[int, ...]:
+    """Lengths of prompts, pictures and pads included, in a cache of so many slots."""
+    return buckets(slots, SMALLEST_PROMPT, PROMPTS_PER_DOUBLING)
+
+
+def read_buckets(slots: int) -> tuple[int, ...]:
+    """How many slots a decode step may read of a cache of so many slots."""
+    return buckets(slots, SMALLEST_READ, READS_PER_DOUBLING)
+
+
+def bucket_of(length: int, lengths: Sequence[int]) -> int:
+    """The least of the lengths that has room for one."""
+    return lengths[bisect_left(lengths, length)]

@@ -1,0 +1,384 @@
+"""One program that remembers keys and values: each token costs one position, not all of them.
+
+A host-loaded integer selects what a run does:
+
+- *encode*: b pictures to embeddings, which are kept;
+- *prefill*: the prompts, made of words and of pictures' embeddings; keys and values of all blocks
+  are kept; out come the logits behind each prompt;
+- *decode*: one more token of each sequence.
+
+All kinds are branches of one program over the same weights. Work follows real lengths: there is a
+branch for each of a few lengths (:mod:`execution.buckets`), and only the one taken runs.
+
+The cache has S slots for each sequence. Sequences of a batch are aligned at their ends, so that all
+write to one slot; before its first position a sequence has pads. Letters: b sequences, t text and i
+image tokens, m slots of a run, k slots read, h hidden, n heads, d head size, v vocabulary, r
+replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import popxl
+import popxl_addons as addons
+from popxl import ops
+
+from config.config import MagmaConfig
+from execution.buckets import prompt_buckets, read_buckets
+from execution.phases import (
+    EMBEDDING_KEYS,
+    HEAD_KEYS,
+    Phase,
+    call_phase,
+    decoder_keys,
+    image_prefix_phases,
+)
+from execution.program import create_ir, create_session
+from modelling.clip_resnet.stem import IMAGE_CHANNELS
+from modelling.gptj.decoder import DecoderBlock
+from modelling.gptj.embedding import Embeddings
+from modelling.gptj.lm_head import LMHead
+from modelling.gptj.positions import Place, growing_sequences
+
+MOST_PICTURES = 8
+"""Pictures of one prompt at most: each encode run fills an entry of the pictures' buffer."""
+
+Branch = Callable[..., popxl.Tensor]
+
+
+class RunKind(IntEnum):
+    """What a run does: values of the stream ``kind``."""
+
+    ENCODE = 0
+    PREFILL = 1
+    DECODE = 2
+
+
+def picture_entries(config: MagmaConfig) -> int:
+    """How many pictures a sequence can hold, of each of the b sequences."""
+    return min(MOST_PICTURES, config.total_tokens // config.image_tokens)
+
+
+def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addons.TaskSession:
+    """Builds the cached scheme of a configuration and compiles it.
+
+    Every run needs every stream; what its kind has no use for is ignored. The inputs are
+
+    - ``kind`` () int32: a :class:`RunKind`;
+    - ``image`` (b, 3, y, x): encode;
+    - ``slot`` (1,) int32: encode: the entry for the pictures' embeddings; prefill: the slot of the
+      prompts' last positions; decode: the slot of the new position;
+    - ``pads`` (b,) int32: slots before each sequence's first position;
+    - ``words`` (b·t,) int32: prefill: ids of all sequences one after the other; decode: an id of
+      each sequence. Counted from the first row of each replica's table;
+    - ``source`` (b, S) int32: prefill: for each slot its row among the embeddings of all pictures
+      and, behind them, of all words.
+
+    Args:
+        config: A validated configuration.
+        trace: See :func:`execution.program.build_program`.
+
+    Returns:
+        A session with these inputs, the output ``logits`` (b, v/r), and the variables of the
+        recompute scheme.
+
+    Raises:
+        UserError: A distributed launch has another number of replicas than the configuration.
+    """
+    ir = create_ir(config, trace)
+    with ir.main_graph, popxl.in_sequence():
+        program = _CachedProgram(config)
+        variables: dict[str | int, popxl.Tensor] = {}
+        for phase in program.weighted:
+            variables.update(phase.create_variables())
+        program.fill_main_graph()
+    return create_session(ir, program.phases, program.inputs, program.outputs, variables)
+
+
+@dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values of all blocks.
+
+    Attributes:
+        keys: Buffer of (b, n/r, S, d), with an entry for each block.
+        values: As keys.
+    """
+
+    keys: popxl.RemoteBuffer
+    values: popxl.RemoteBuffer
+
+    @classmethod
+    def of_config(cls, config: MagmaConfig) -> KeyValueCache:
+        """A cache with a slot for each position, in the current Ir."""
+        lm = config.transformer
+        heads = lm.attention.heads // config.tensor_parallel
+        shape = (config.batch, heads, config.total_tokens, lm.head_size)
+        return cls(
+            popxl.remote_buffer(shape, lm.dtype, lm.layers),
+            popxl.remote_buffer(shape, lm.dtype, lm.layers),
+        )
+
+    def remember(
+        self,
+        keys: popxl.Tensor,
+        values: popxl.Tensor,
+        start: popxl.Tensor,
+        block: popxl.Tensor,
+        k: int,
+    ) -> tuple[popxl.Tensor, popxl.Tensor]:
+        """Writes to neighbouring slots, then reads the first k.
+
+        Args:
+            keys: (b, n/r, m, d).
+            values: As keys.
+            start: (1,) int32, the first slot to write.
+            block: () int32, whose keys and values they are.
+            k: Slots to read.
+
+        Returns:
+            Keys and values, (b, n/r, k, d) each.
+        """
+        return (
+            _remember(self.keys, keys, start, block)[:, :, :k],
+            _remember(self.values, values, start, block)[:, :, :k],
+        )
+
+
+def _remember(
+    buffer: popxl.RemoteBuffer, new: popxl.Tensor, start: popxl.Tensor, block: popxl.Tensor
+) -> popxl.Tensor:
+    # Between these three nothing touches the entry, so an engine may do them in place.
+    entry = ops.remote_load(buffer, block)
+    ops.dynamic_update_(entry, start, new, axes=[2], sizes=[new.shape[2]], no_overlap=True)
+    ops.remote_store(buffer, block, entry)
+    return entry
+
+
+class CachedBlock(DecoderBlock):
+    """A decoder block whose keys and values are remembered."""
+
+    def __init__(self, config: MagmaConfig, cache: KeyValueCache):
+        """Fixes the sizes.
+
+        Args:
+            config: Of the whole model.
+            cache: Where keys and values are kept.
+        """
+        super().__init__(config.transformer)
+        self.cache = cache
+
+    def build(
+        self,
+        x: popxl.Tensor,
+        sin: popxl.Tensor,
+        cos: popxl.Tensor,
+        visible: popxl.Tensor,
+        start: popxl.Tensor,
+        block: popxl.Tensor,
+    ) -> popxl.Tensor:
+        """One block over m slots of growing sequences.
+
+        Args:
+            x: (b·m, h), equal on all replicas.
+            sin: See :class:`modelling.gptj.positions.Place`, as for the next two.
+            cos: (b·m, rotary_dim / 2).
+            visible: (b, 1, m, k).
+            start: (1,) int32, the first of the m slots.
+            block: () int32, the number of the block.
+
+        Returns:
+            (b·m, h), equal on all replicas.
+        """
+        k = visible.shape[-1]
+        remember = partial(self.cache.remember, start=start, block=block, k=k)
+        return super().build(x, Place(sin, cos, visible, remember))
+
+
+class _CachedProgram:
+    """The parts of the program, and the main graph made of them."""
+
+    def __init__(self, config: MagmaConfig):
+        self.config = config
+        lm, b = config.transformer, config.batch
+        self.proportions = lm.execution.available_memory_proportion
+        self.cache = KeyValueCache.of_config(config)
+        shape = (b * config.image_tokens, lm.hidden_size)
+        self.pictures = popxl.remote_buffer(shape, lm.dtype, picture_entries(config))
+        self.image_prefix = image_prefix_phases(config)
+        words, hidden = popxl.TensorSpec((b,), popxl.int32), self._hidden(b)
+        self.embedding = self._phase(Embeddings(lm), [words], EMBEDDING_KEYS)
+        # Each length gets a graph of its own for these weights.
+        block = CachedBlock(config, self.cache)
+        specs = self._block_inputs(1, config.total_tokens)
+        self.decoder = self._phase(block, specs, decoder_keys(lm), numbered=True)
+        self.lm_head = self._phase(LMHead(lm), [hidden], HEAD_KEYS)
+        self.weighted = (*self.image_prefix, self.embedding, self.decoder, self.lm_head)
+        self.phases = list(self.weighted)
+        self.inputs, self.outputs = self._streams()
+
+    def _phase(
+        self,
+        module: addons.Module,
+        inputs: Sequence[popxl.TensorSpec],
+        keys: tuple[str, ...],
+        numbered: bool = False,
+    ) -> Phase:
+        return Phase.of_module(module, inputs, keys, self.proportions, numbered)
+
+    def _resized(
+        self, phase: Phase, module: addons.Module, inputs: Sequence[popxl.TensorSpec]
+    ) -> Phase:
+        self.phases.append(phase.resized(module, inputs))
+        return self.phases[-1]
+
+    def _hidden(self, rows: int) -> popxl.TensorSpec:
+        lm = self.config.transformer
+        return popxl.TensorSpec((rows, lm.hidden_size), lm.dtype)
+
+    def _block_inputs(self, m: int, k: int) -> list[popxl.TensorSpec]:
+        lm, b = self.config.transformer, self.config.batch
+        table = popxl.TensorSpec((b * m, (lm.attention.rotary_dim or lm.head_size) // 2), lm.dtype)
+        visible = popxl.TensorSpec((b, 1, m, k), popxl.bool)
+        start, block = popxl.TensorSpec((1,), popxl.int32), popxl.TensorSpec((), popxl.int32)
+        return [self._hidden(b * m), table, table, visible, start, block]
+
+    def _streams(self) -> tuple[addons.InputStreams, addons.OutputStreams]:
+        config, b = self.config, self.config.batch
+        side = config.visual.image_resolution
+        inputs = addons.InputStreams(
+            kind=((), popxl.int32),
+            image=((b, IMAGE_CHANNELS, side, side), config.visual.dtype),
+            slot=((1,), popxl.int32),
+            pads=((b,), popxl.int32),
+            words=((b * config.text_tokens,), popxl.int32),
+            source=((b, config.total_tokens), popxl.int32),
+        )
+        logits = self.lm_head.result
+        return inputs, addons.OutputStreams(logits=(logits.shape, logits.dtype))
+
+    def fill_main_graph(self) -> None:
+        """Loads all streams and takes the branch of the run's kind and length."""
+        kind, image, slot, pads, words, source = (ops.host_load(s) for s in self.inputs)
+        given = (slot, pads, words, source)
+        with popxl.name_scope("image_prefix"):
+            encoding = _is(kind, RunKind.ENCODE)
+            _if(encoding, self._encode, _nothing, image, slot)
+        none = popxl.constant(np.zeros(self.lm_head.result.shape), self.lm_head.result.dtype)
+        with popxl.name_scope("prefill"):
+            prefill = partial(_by_length, prompt_buckets(self.config.total_tokens), self._prefill)
+            (logits,) = _if(_is(kind, RunKind.PREFILL), prefill, _first, none, *given)
+        with popxl.name_scope("decode"):
+            decode = partial(_by_length, read_buckets(self.config.total_tokens), self._decode)
+            (logits,) = _if(_is(kind, RunKind.DECODE), decode, _first, logits, *given)
+        ops.host_store(self.outputs.logits, logits)
+
+    # -- branches ---------------------------------------------------------------------------
+
+    def _encode(self, image: popxl.Tensor, slot: popxl.Tensor) -> None:
+        for phase in self.image_prefix:
+            image = call_phase(phase, image)
+        ops.remote_store(self.pictures, slot, ops.reshape(image, self.pictures.tensor_shape))
+
+    def _prefill(
+        self,
+        m: int,
+        slot: popxl.Tensor,
+        pads: popxl.Tensor,
+        words: popxl.Tensor,
+        source: popxl.Tensor,
+    ) -> popxl.Tensor:
+        """Prompts of at most m slots each."""
+        b = self.config.batch
+        # Slots behind a prompt are filled too; decode steps write to them before they are read.
+        start = popxl.constant([0], popxl.int32, "start")
+        x = self._blocks(self._embed(m, words, source), m, m, start, pads)
+        x = ops.reshape(x, (b, m, x.shape[1]))
+        last = ops.dynamic_slice(x, slot, axes=[1], sizes=[1], no_overlap=True)
+        return call_phase(self.lm_head, ops.reshape(last, (b, x.shape[2])))
+
+    def _embed(self, m: int, words: popxl.Tensor, source: popxl.Tensor) -> popxl.Tensor:
+        """Embeddings of m slots of each sequence, (b·m, h)."""
+        b = self.config.batch
+        count = min(b * m, words.shape[0])
+        spec = popxl.TensorSpec((count,), popxl.int32)
+        phase = self._resized(self.embedding, Embeddings(self.config.transformer), [spec])
+        rows = [ops.remote_load(self.pictures, entry) for entry in range(self.pictures.entries)]
+        table = ops.concat([*rows, call_phase(phase, words[:count])], axis=0)
+        return ops.gather(table, ops.reshape(source[:, :m], (b * m,)))
+
+    def _decode(
+        self,
+        k: int,
+        slot: popxl.Tensor,
+        pads: popxl.Tensor,
+        words: popxl.Tensor,
+        source: popxl.Tensor,
+    ) -> popxl.Tensor:
+        """One position of each sequence, which reads k slots."""
+        x = call_phase(self.embedding, words[: self.config.batch])
+        return call_phase(self.lm_head, self._blocks(x, 1, k, slot, pads))
+
+    def _blocks(
+        self, x: popxl.Tensor, m: int, k: int, start: popxl.Tensor, pads: popxl.Tensor
+    ) -> popxl.Tensor:
+        """All decoder blocks over m slots of each sequence, which read k slots."""
+        lm, slots = self.config.transformer, self.config.total_tokens
+        place = growing_sequences(lm, start, pads, m, k, slots)
+        block = CachedBlock(self.config, self.cache)
+        phase = self._resized(self.decoder, block, self._block_inputs(m, k))
+        return call_phase(phase, x, *place, start)
+
+
+# -- choices ----------------------------------------------------------------------------------
+
+
+def _is(kind: popxl.Tensor, wanted: RunKind) -> popxl.Tensor:
+    return ops.equal(kind, popxl.constant(int(wanted), popxl.int32))
+
+
+def _nothing(*inputs: popxl.Tensor) -> None:
+    """The branch of a run that skips a part without results."""
+
+
+def _first(x: popxl.Tensor, *others: popxl.Tensor) -> popxl.Tensor:
+    """The branch of a run that skips a part: its result stays what it was."""
+    return x
+
+
+def _if(
+    condition: popxl.Tensor, then: Branch, otherwise: Branch, *inputs: popxl.Tensor
+) -> tuple[popxl.Tensor, ...]:
+    """The results of one of two functions of the same inputs."""
+    ir = popxl.gcg().ir
+    graphs = [ir.create_graph(_branch, branch, *inputs) for branch in (then, otherwise)]
+    return ops.conditional(condition, *graphs, then_inputs=inputs, else_inputs=inputs)
+
+
+def _branch(build: Branch, *inputs: popxl.Tensor) -> popxl.Tensor:
+    """A graph is made of a function: this one stands for any callable."""
+    return build(*inputs)
+
+
+def _by_length(
+    lengths: Sequence[int],
+    branch: Branch,
+    _: popxl.Tensor,
+    slot: popxl.Tensor,
+    *inputs: popxl.Tensor,
+) -> popxl.Tensor:
+    """The branch for the least length with room for a slot, found by halving."""
+    if len(lengths) == 1:
+        return branch(lengths[0], slot, *inputs)
+    half = len(lengths) // 2
+    too_long = ops.greater(
+        ops.reshape(slot, ()), popxl.constant(lengths[half - 1] - 1, popxl.int32)
+    )
+    sides = (partial(_by_length, part, branch) for part in (lengths[half:], lengths[:half]))
+    (y,) = _if(too_long, *sides, _, slot, *inputs)
+    return y
