@@ -16,6 +16,7 @@ import popxl_addons as addons
 
 from config.config import MagmaConfig
 from config.parsing import parse_config
+from execution.cached import build_cached_program
 from execution.program import build_program
 from execution.runs import image_host, words_host
 from execution.weights import load_weights
@@ -30,23 +31,31 @@ from utils.random_tensors import RandomTensors
 DEFAULT_PRESET = "magma_v1_1024"
 TIMED_RUNS = 5
 
+SCHEMES = {"cached": build_cached_program, "recompute": build_program}
+"""How tokens are computed, by name."""
 
-def inference(config: MagmaConfig, trace: Path | None = None) -> addons.TaskSession:
-    """A session that computes the logits of all positions from a picture and token ids.
+
+def inference(
+    config: MagmaConfig, trace: Path | None = None, scheme: str = "recompute"
+) -> addons.TaskSession:
+    """A session that computes logits from pictures and token ids.
 
     Args:
         config: Read, never written to.
         trace: File for the time and bytes of each phase, written after every run.
+        scheme: One of SCHEMES. "recompute": a run computes the logits of all positions, from the
+            inputs ``words`` and ``image``; see :func:`execution.program.build_program`. "cached":
+            a run encodes pictures, reads prompts or adds a token to each; see
+            :func:`execution.cached.build_cached_program`.
 
     Returns:
-        The session, whose inputs are ``words`` and ``image`` and whose output is ``logits``; see
-        :func:`execution.program.build_program`. Its variables have no values yet.
+        The session, whose output is ``logits``. Its variables have no values yet.
 
     Raises:
         UserError: The configuration does not fit together.
     """
     config.validate()
-    return build_program(config, trace)
+    return SCHEMES[scheme](config, trace)
 
 
 def random_inputs(session: addons.TaskSession, config: MagmaConfig) -> dict:

@@ -266,23 +266,21 @@ class _CachedProgram:
         """Loads all streams and takes the branch of the run's kind and length."""
         kind, image, slot, pads, words, source = (ops.host_load(s) for s in self.inputs)
         given = (slot, pads, words, source)
-        with popxl.name_scope("image_prefix"):
-            encoding = _is(kind, RunKind.ENCODE)
-            _if(encoding, self._encode, _nothing, image, slot)
-        none = popxl.constant(np.zeros(self.lm_head.result.shape), self.lm_head.result.dtype)
-        with popxl.name_scope("prefill"):
-            prefill = partial(_by_length, prompt_buckets(self.config.total_tokens), self._prefill)
-            (logits,) = _if(_is(kind, RunKind.PREFILL), prefill, _first, none, *given)
-        with popxl.name_scope("decode"):
-            decode = partial(_by_length, read_buckets(self.config.total_tokens), self._decode)
-            (logits,) = _if(_is(kind, RunKind.DECODE), decode, _first, logits, *given)
+        _if(_is(kind, RunKind.ENCODE), self._encode, _nothing, image, slot)
+        slots, none = self.config.total_tokens, self.lm_head.result
+        logits = popxl.constant(np.zeros(none.shape), none.dtype)
+        prefill = partial(_by_length, prompt_buckets(slots), self._prefill)
+        (logits,) = _if(_is(kind, RunKind.PREFILL), prefill, _first, logits, *given)
+        decode = partial(_by_length, read_buckets(slots), self._decode)
+        (logits,) = _if(_is(kind, RunKind.DECODE), decode, _first, logits, *given)
         ops.host_store(self.outputs.logits, logits)
 
-    # -- branches ---------------------------------------------------------------------------
+    # -- branches; the engine reports time and bytes by their outermost name scopes -----------
 
     def _encode(self, image: popxl.Tensor, slot: popxl.Tensor) -> None:
-        for phase in self.image_prefix:
-            image = call_phase(phase, image)
+        with popxl.name_scope("image_prefix"):
+            for phase in self.image_prefix:
+                image = call_phase(phase, image)
         ops.remote_store(self.pictures, slot, ops.reshape(image, self.pictures.tensor_shape))
 
     def _prefill(
@@ -297,10 +295,15 @@ class _CachedProgram:
         b = self.config.batch
         # Slots behind a prompt are filled too; decode steps write to them before they are read.
         start = popxl.constant([0], popxl.int32, "start")
-        x = self._blocks(self._embed(m, words, source), m, m, start, pads)
-        x = ops.reshape(x, (b, m, x.shape[1]))
-        last = ops.dynamic_slice(x, slot, axes=[1], sizes=[1], no_overlap=True)
-        return call_phase(self.lm_head, ops.reshape(last, (b, x.shape[2])))
+        place = growing_sequences(self.config.transformer, start, pads, m, m, source.shape[1])
+        with popxl.name_scope("prefill/embedding"):
+            x = self._embed(m, words, source)
+        with popxl.name_scope("prefill/decoder"):
+            x = self._blocks(x, m, m, start, place)
+        with popxl.name_scope("prefill/lm_head"):
+            x = ops.reshape(x, (b, m, x.shape[1]))
+            x = ops.dynamic_slice(x, slot, axes=[1], sizes=[1], no_overlap=True)
+            return call_phase(self.lm_head, ops.reshape(x, (b, x.shape[2])))
 
     def _embed(self, m: int, words: popxl.Tensor, source: popxl.Tensor) -> popxl.Tensor:
         """Embeddings of m slots of each sequence, (b·m, h)."""
@@ -321,15 +324,23 @@ class _CachedProgram:
         source: popxl.Tensor,
     ) -> popxl.Tensor:
         """One position of each sequence, which reads k slots."""
-        x = call_phase(self.embedding, words[: self.config.batch])
-        return call_phase(self.lm_head, self._blocks(x, 1, k, slot, pads))
+        place = growing_sequences(self.config.transformer, slot, pads, 1, k, source.shape[1])
+        with popxl.name_scope("decode/embedding"):
+            x = call_phase(self.embedding, words[: self.config.batch])
+        with popxl.name_scope("decode/decoder"):
+            x = self._blocks(x, 1, k, slot, place)
+        with popxl.name_scope("decode/lm_head"):
+            return call_phase(self.lm_head, x)
 
     def _blocks(
-        self, x: popxl.Tensor, m: int, k: int, start: popxl.Tensor, pads: popxl.Tensor
+        self,
+        x: popxl.Tensor,
+        m: int,
+        k: int,
+        start: popxl.Tensor,
+        place: tuple[popxl.Tensor, popxl.Tensor, popxl.Tensor],
     ) -> popxl.Tensor:
         """All decoder blocks over m slots of each sequence, which read k slots."""
-        lm, slots = self.config.transformer, self.config.total_tokens
-        place = growing_sequences(lm, start, pads, m, k, slots)
         block = CachedBlock(self.config, self.cache)
         phase = self._resized(self.decoder, block, self._block_inputs(m, k))
         return call_phase(phase, x, *place, start)

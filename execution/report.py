@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_UNNAMED = "between phases"
 _NO_TRACE = "no table of phases: this engine writes no trace"
 _log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ class PhaseRow:
     """What one phase did since the session began.
 
     Attributes:
-        name: the phase.
+        name: the phase; "between phases" for what belongs to none.
         runs: how often it was called, iterations of loops included.
         loaded_bytes: weights that it loaded from remote buffers.
         ms: time that it took.
@@ -41,7 +42,7 @@ def read_trace(path: Path | None) -> list[PhaseRow] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [
             PhaseRow(
-                str(region["name"]),
+                str(region["name"]) or _UNNAMED,
                 int(region["runs"]),
                 int(region["loaded_bytes"]),
                 float(region["ms"]),

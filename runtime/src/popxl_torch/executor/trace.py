@@ -1,4 +1,4 @@
-"""Where time and bytes go, by region: the main graph's outermost name scopes.
+"""Where time and bytes go, by region: the outermost name scopes of the main graph and its branches.
 
 The trace file is JSON, rewritten after each run; figures are sums since the session was made:
 

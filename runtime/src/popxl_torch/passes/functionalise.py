@@ -45,6 +45,7 @@ class _Functionaliser:
         self.names = itertools.count()
         self.block = Block()
         self.region = ""
+        self.has_regions = True  # of the graph at hand: the main graph and branches within it
         self.where = ""
         self.lowerings: dict[str, Callable[[Op, _Frame], None]] = {
             "Call": self._call,
@@ -195,12 +196,19 @@ class _Functionaliser:
         """The cell of a tensor that is the same memory as ``target`` but has another spec."""
         return _Cell(val, (target,), ("Identity", {}, spec), (self._read(target),))
 
-    def _inline(self, graph: Graph, cells: Sequence[_Cell | None]) -> _Frame:
+    def _inline(
+        self, graph: Graph, cells: Sequence[_Cell | None], branch: bool = False
+    ) -> _Frame:
         frame: _Frame = {
             value: cell for value, cell in zip(graph.inputs, cells, strict=True) if cell is not None
         }
+        outer = self.region, self.has_regions
+        self.has_regions = self.has_regions and branch
         for op in graph.ops:
+            if self.has_regions:
+                self.region = op.scopes[0] if op.scopes else outer[0]
             self._lower(op, frame)
+        self.region, self.has_regions = outer
         return frame
 
     def _call(self, op: Op, frame: _Frame) -> None:
@@ -252,7 +260,8 @@ class _Functionaliser:
             op.graphs, (values[1 : 1 + num_then], values[1 + num_then :]), strict=True
         ):
             self.block = Block()
-            inner = self._inline(graph, [None if v is None else _Cell(v) for v in given])
+            cells = [None if v is None else _Cell(v) for v in given]
+            inner = self._inline(graph, cells, branch=True)
             self.block.results = [self._read(self._cell(value, inner)) for value in graph.outputs]
             blocks.append(self.block)
         self.block, self.where = outer, op.where()

@@ -41,7 +41,8 @@ class Val:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One operation. ``region`` is the main graph's outermost name scope, for the trace."""
+    """One operation. ``region`` is where the trace counts it: the outermost name scope of the
+    main graph, or of a branch in it."""
 
     kind: str
     inputs: list[Val]

@@ -34,16 +34,21 @@ class _Lowering:
             (self._operand(val).slot, val.spec, val.const) for val in self.functional.constants
         ]
         pinned = {slot for slot, _, _ in constants}
-        steps = []
-        for region, nodes in itertools.groupby(block.nodes, key=lambda node: node.region):
-            segment = list(nodes)
-            steps.append(Step("Mark", attrs={"region": region, "runs": _runs(segment)}))
-            for node in segment:
-                steps += self._node(node)
+        steps = self._marked(block.nodes)
         steps.append(Step("Mark", attrs={"region": None, "runs": 0}))
         body = Body((), steps, self._operands(block.results))
         _free(body, pinned)
         return Plan(self.functional.replicas, next(self.numbers), constants, body)
+
+    def _marked(self, nodes: list[Node]) -> list[Step]:
+        """The steps of nodes, with a mark where each region begins."""
+        steps = []
+        for region, members in itertools.groupby(nodes, key=lambda node: node.region):
+            segment = list(members)
+            steps.append(Step("Mark", attrs={"region": region, "runs": _runs(segment)}))
+            for node in segment:
+                steps += self._node(node)
+        return steps
 
     def _operand(self, val: Val) -> Operand:
         if id(val) not in self.slots:
@@ -77,11 +82,16 @@ class _Lowering:
         steps.append(Step("Expand", (source,), (target,)))
         return target
 
-    def _block(self, block: Block, varying: list[bool]) -> Body:
+    def _block(self, block: Block, varying: list[bool], region: str | None = None) -> Body:
+        """The body of a loop, or of a branch in a region."""
         params = self._operands(block.params)
         steps: list[Step] = []
-        for node in block.nodes:
-            steps += self._node(node)
+        if region is not None and any(node.region != region for node in block.nodes):
+            steps += self._marked(block.nodes)
+            steps.append(Step("Mark", attrs={"region": region, "runs": 0}))
+        else:
+            for node in block.nodes:
+                steps += self._node(node)
         results = tuple(
             self._expanded(val, wanted, steps)
             for val, wanted in zip(block.results, varying, strict=True)
@@ -103,7 +113,7 @@ class _Lowering:
     def _if(self, node: Node) -> list[Step]:
         condition = node.inputs[0]
         varying = [out.varying for out in node.outputs]
-        bodies = tuple(self._block(block, varying) for block in node.blocks)
+        bodies = tuple(self._block(block, varying, node.region) for block in node.blocks)
         if condition.varying:
             inner = [n for block in node.blocks for n in block.nodes]
             if any(has_effect(n) or communicates(n) for n in inner):
