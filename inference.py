@@ -24,6 +24,7 @@ from modelling.clip_resnet.resnet import convolution_flops
 from modelling.mapping import model_weights
 from modelling.shards import Arrays
 from utils.checkpoint import open_checkpoint
+from utils.errors import UserError
 from utils.files import require_writable
 from utils.program import run_program
 from utils.random_tensors import RandomTensors
@@ -52,10 +53,21 @@ def inference(
         The session, whose output is ``logits``. Its variables have no values yet.
 
     Raises:
-        UserError: The configuration does not fit together.
+        UserError: The configuration does not fit together, or there is no such scheme.
     """
     config.validate()
+    check_scheme(scheme)
     return SCHEMES[scheme](config, trace)
+
+
+def check_scheme(scheme: str) -> None:
+    """Check that there is a scheme of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if scheme not in SCHEMES:
+        raise UserError(f"unknown scheme {scheme!r}; there are {' and '.join(sorted(SCHEMES))}")
 
 
 def random_inputs(session: addons.TaskSession, config: MagmaConfig) -> dict:

@@ -28,7 +28,7 @@ from config.parsing import load_preset, parse_config
 from execution.generate import Generation, check_lengths, generate
 from execution.report import phase_table
 from execution.weights import load_weights
-from inference import inference
+from inference import SCHEMES, check_scheme, inference
 from modelling.mapping import model_weights
 from utils.checkpoint import Checkpoint, open_checkpoint
 from utils.checkpoint_sources import RELEASE_PRESET, published_checkpoint, random_checkpoint
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 DEMO_PRESET = "tiny"
 DEMO_IMAGE = Path(__file__).resolve().parent / "examples" / "lake_cabin.jpg"
 DEFAULT_PROMPT = "A picture of"
+DEFAULT_SCHEME = "cached"
 
 _log = logging.getLogger("run_inference")
 
@@ -79,7 +80,9 @@ Wrong input ends with one line "error: ..." and status 2.
 
 
 def init_inference_session(
-    key: str = RELEASE_PRESET, checkpoint_path: str | os.PathLike[str] | None = None
+    key: str = RELEASE_PRESET,
+    checkpoint_path: str | os.PathLike[str] | None = None,
+    scheme: str = DEFAULT_SCHEME,
 ) -> tuple[TaskSession, MagmaConfig, GPT2Tokenizer]:
     """Build a preset's program, write a checkpoint's weights and stay attached to the device.
 
@@ -87,16 +90,19 @@ def init_inference_session(
         key: name of a preset.
         checkpoint_path: checkpoint file, index or folder. None downloads the published one; for
             ``tiny`` it makes a small random one.
+        scheme: "cached" keeps keys and values, so that a token costs one position; "recompute" runs
+            everything again for every token.
 
     Returns:
         The entered session, its configuration and the tokenizer, for :func:`run_inference`.
 
     Raises:
-        UserError: unknown preset, no or wrong checkpoint, no tokenizer.
+        UserError: unknown preset or scheme, no or wrong checkpoint, no tokenizer.
     """
     config = load_preset(key)
+    check_scheme(scheme)
     checkpoint, tokenizer = _prepare(config, key, checkpoint_path)
-    return _open_session(config, checkpoint), config, tokenizer
+    return _open_session(config, checkpoint, scheme), config, tokenizer
 
 
 def run_inference(
@@ -203,9 +209,9 @@ def _prepare(
 
 
 def _open_session(
-    config: MagmaConfig, checkpoint: Checkpoint, trace: Path | None = None
+    config: MagmaConfig, checkpoint: Checkpoint, scheme: str, trace: Path | None = None
 ) -> TaskSession:
-    session = inference(config, trace)
+    session = inference(config, trace, scheme)
     load_weights(session, model_weights(config, checkpoint))
     session.__enter__()
     return session
@@ -223,6 +229,12 @@ def _add_options(parser: ArgumentParser) -> None:
         "--image", metavar="PATH_OR_URL", default=str(DEMO_IMAGE), help="picture, local or http(s)"
     )
     answer.add_argument("--prompt", metavar="TEXT", default=DEFAULT_PROMPT, help="text to continue")
+    answer.add_argument(
+        "--scheme",
+        choices=sorted(SCHEMES),
+        default=DEFAULT_SCHEME,
+        help="cached keeps keys and values, recompute runs everything again for every token",
+    )
     _add_sampling_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -293,7 +305,7 @@ def _run(argv: Sequence[str]) -> None:
         _log.info("random weights (%s): the text means nothing", checkpoint.path)
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
         trace = Path(folder) / "trace.json"
-        session = _open_session(config, checkpoint, trace)
+        session = _open_session(config, checkpoint, options.scheme, trace)
         results = _generate(
             session, config, tokenizer, image, prompt_ids, sampling, options.max_out_tokens
         )

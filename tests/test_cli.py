@@ -70,8 +70,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, _cache: None) -> list[Any]:
     tokenizer = load_tokenizer(SMALL_TOKENIZER)
     tokens = [*tokenizer.encode(" a b"), tokenizer.eos_token_id]
 
-    def open_session(config: MagmaConfig, checkpoint: object, trace: object = None) -> FakeSession:
-        calls.append((config, checkpoint, trace))
+    def open_session(
+        config: MagmaConfig, checkpoint: object, scheme: str, trace: object = None
+    ) -> FakeSession:
+        calls.append((config, checkpoint, scheme))
         return FakeSession(config, tokens)
 
     monkeypatch.setattr(run_inference, "_open_session", open_session)
@@ -99,8 +101,9 @@ def test_prints_prompt_text_and_phases(
     assert lines[0] == "prompt:    A picture of"
     assert lines[1] == "generated:  a b"
     assert "no trace" in lines[3]
-    config, checkpoint, _ = opened[0]
+    config, checkpoint, scheme = opened[0]
     assert config == load_preset("tiny")
+    assert scheme == "cached"
     assert checkpoint.path.parent.name == "cache"
 
 
@@ -270,7 +273,7 @@ def test_help_teaches() -> None:
     assert result.returncode == 0
     assert result.stderr == ""
     options = ["config", "checkpoint", "image", "prompt", "seed", "top_p", "top_k", "temperature"]
-    options += ["max_out_tokens", "log_level", "dump_logits", "dump_tokens", "heads"]
+    options += ["max_out_tokens", "scheme", "log_level", "dump_logits", "dump_tokens", "heads"]
     options += ["transformer.attention.heads", "visual.layers", "mode", "tensor_parallel"]
     for option in options:
         assert f"--{option}" in result.stdout
@@ -287,17 +290,24 @@ def test_program_ends_with_status_two() -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_the_whole_program(picture: Path, tmp_path: Path) -> None:
+PHASES_OF_FIVE_TOKENS = {
+    "recompute": {"image_prefix": 5, "embedding": 5, "decoder": 10, "lm_head": 5},
+    "cached": {"image_prefix": 1, "prefill/decoder": 2, "decode/decoder": 8, "decode/lm_head": 4},
+}
+
+
+@pytest.mark.parametrize("scheme", PHASES_OF_FIVE_TOKENS)
+def test_the_whole_program(picture: Path, tmp_path: Path, scheme: str) -> None:
     files = {name: tmp_path / name for name in ("logits.npy", "tokens.json")}
     argv = ["--image", str(picture), "--prompt", "A picture of", "--max_out_tokens", "5"]
-    argv += ["--dump_logits", str(files["logits.npy"]), "--dump_tokens", str(files["tokens.json"])]
+    argv += ["--scheme", scheme, "--dump_logits", str(files["logits.npy"]), "--dump_tokens", str(files["tokens.json"])]
     result = _program(*argv, DATASETS_DIR=str(tmp_path), APP_LOG_LEVEL="WARNING")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "prompt:    A picture of"
     assert lines[1].startswith("generated: ")
     phases = [line.split()[:2] for line in lines if line]
-    for phase, runs in (("image_prefix", 5), ("embedding", 5), ("decoder", 10), ("lm_head", 5)):
+    for phase, runs in PHASES_OF_FIVE_TOKENS[scheme].items():
         assert [phase, str(runs)] in phases
     tokens = json.loads(files["tokens.json"].read_text())
     assert np.load(files["logits.npy"]).shape == (len(tokens["generated_ids"]), 512)
