@@ -10,8 +10,8 @@ PROMPTS_PER_DOUBLING = 8
 """A prompt's work grows with its bucket, so at most an eighth of it may be wasted."""
 
 SMALLEST_READ = 64
-READS_PER_DOUBLING = 1
-"""A decode step reads few bytes of keys beside its weights: halves may be wasted of those."""
+READS_PER_DOUBLING = 4
+"""A decode step reads few bytes of keys beside its weights: a quarter of those may be wasted."""
 
 
 def buckets(maximum: int, smallest: int, per_doubling: int) -> tuple[int, ...]:
