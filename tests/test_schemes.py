@@ -1,0 +1,373 @@
+"""The cached scheme against the recompute scheme and against the PyTorch reference."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import popxl
+import popxl_addons as addons
+import pytest
+import torch
+
+from config.config import MagmaConfig
+from execution.cached_runs import CachedRuns
+from execution.generate import Generation, generate
+from execution.runs import Picture, Prompt
+from execution.weights import load_weights
+from inference import inference
+from modelling.mapping import model_weights
+from tests.reference.magma import ReferenceMagma
+from tests.small_configs import PRECISIONS, TENSOR_PARALLEL, small_config
+from tests.tolerances import BY_PRECISION, FLOAT32, assert_close, relative_error
+from utils.checkpoint_writer import write_random_checkpoint
+from utils.errors import UserError
+from utils.random_tensors import RandomTensors
+from utils.sampling import Sampling
+
+GREEDY = Sampling(temperature=0)
+NO_END = -1
+"""An id that no text has, so that all of it is generated."""
+
+WEIGHTS_SEED = 5
+VOCABULARY = 106
+BATCHES = (1, 2, 3)
+# 4 image tokens, and lengths of prompts on both sides of a bucket's end.
+SIZES = {"image_resolution": 64, "text_tokens": 24}
+# Slower ways of running the same program, that leave out what the engine does to be fast.
+PLAIN_WAYS = {"POPXL_TORCH_EXECUTOR": "interpreter", "POPXL_TORCH_JOIN_SHARDS": "0"}
+
+
+def open_session(config: MagmaConfig, scheme: str) -> addons.TaskSession:
+    """A session with random weights, the same for all configurations of equal sizes."""
+    session = inference(config, scheme=scheme)
+    tensors = RandomTensors(config, WEIGHTS_SEED, str(config.transformer.precision))
+    load_weights(session, model_weights(config, tensors))
+    return session
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> ReferenceMagma:
+    """The same model in PyTorch."""
+    path = tmp_path_factory.mktemp("checkpoint") / "weights.pt"
+    config = small_config(**SIZES)
+    write_random_checkpoint(path, config, seed=WEIGHTS_SEED, dtype="float32")
+    return ReferenceMagma.from_checkpoint(path, config)
+
+
+def pictures(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Preprocessed-looking pictures: patches of colour under noise."""
+    patches = np.kron(rng.normal(size=(count, 3, 4, 4)), np.ones((16, 16)))
+    return (patches + 0.3 * rng.normal(size=patches.shape)).astype(np.float32)
+
+
+def random_prompts(rng: np.random.Generator, batch: int, longest: int) -> list[list[int]]:
+    """Prompts of different lengths, the empty one among them sooner or later."""
+    lengths = rng.integers(0, longest + 1, batch)
+    return [rng.integers(0, VOCABULARY, length).tolist() for length in lengths]
+
+
+def continued(
+    session: addons.TaskSession,
+    config: MagmaConfig,
+    images: np.ndarray | None,
+    prompts: Sequence[Prompt],
+    count: int,
+) -> list[Generation]:
+    return generate(session, config, images, prompts, GREEDY, count, NO_END)
+
+
+def ids_of(results: Sequence[Generation]) -> list[list[int]]:
+    return [result.generated_ids for result in results]
+
+
+def check_schemes_agree(
+    rng: np.random.Generator, tensor_parallel: int, batch: int, prompts: int
+) -> None:
+    config = small_config(tensor_parallel, "float32", batch, **SIZES)
+    with open_session(config, "cached") as cached, open_session(config, "recompute") as plain:
+        for _ in range(-(-prompts // batch)):
+            images, texts = pictures(rng, batch), random_prompts(rng, batch, 16)
+            ours, theirs = (continued(s, config, images, texts, 9) for s in (cached, plain))
+            assert ids_of(ours) == ids_of(theirs)
+            for one, other in zip(ours, theirs, strict=True):
+                assert_close(one.logits, other.logits, FLOAT32)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
+def test_greedy_text_equals_the_recompute_schemes(rng, tensor_parallel, batch):
+    check_schemes_agree(rng, tensor_parallel, batch, prompts=6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
+def test_greedy_texts_of_200_prompts_equal_the_recompute_schemes(rng, tensor_parallel, batch):
+    check_schemes_agree(rng, tensor_parallel, batch, prompts=200)
+
+
+def test_greedy_text_is_the_same_for_every_cut_and_batch(rng):
+    images = pictures(rng, 3)
+    prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in (0, 12, 5)]
+    texts = []
+    for r in TENSOR_PARALLEL:
+        for batch in (1, 3):
+            config = small_config(r, "float32", batch, **SIZES)
+            with open_session(config, "cached") as session:
+                text: list[list[int]] = []
+                for first in range(0, 3, batch):
+                    part = slice(first, first + batch)
+                    text += ids_of(continued(session, config, images[part], prompts[part], 10))
+                texts.append(text)
+    assert all(text == texts[0] for text in texts)
+    assert len({tuple(row) for row in texts[0]}) == 3
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_greedy_text_equals_the_references(rng, reference, batch):
+    config = small_config(2, "float32", batch, **SIZES)
+    images, prompts = pictures(rng, batch), random_prompts(rng, batch, 12)
+    with open_session(config, "cached") as session:
+        results = continued(session, config, images, prompts, 12)
+    for image, prompt, result in zip(images, prompts, results, strict=True):
+        ids = torch.tensor([prompt], dtype=torch.int64)
+        expected = reference.greedy(torch.from_numpy(image[None]), ids, 12)
+        assert result.generated_ids == expected[0].tolist()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
+def test_forced_text_has_the_references_logits(rng, reference, tensor_parallel, precision):
+    """Tokens are given, not chosen: half precision may choose another where two are close."""
+    batch, new = 2, 8
+    config = small_config(tensor_parallel, precision, batch, **SIZES)
+    images = pictures(rng, batch)
+    texts = [rng.integers(0, VOCABULARY, length).tolist() for length in (4 + new, 11 + new)]
+    with open_session(config, "cached") as session:
+        runs = CachedRuns(session, config)
+        prompts = [[Picture(row), *text[:-new]] for row, text in enumerate(texts)]
+        logits = [runs.start(images, prompts)]
+        logits += [runs.step([text[k] for text in texts]) for k in range(-new, 0)]
+    for row, text in enumerate(texts):
+        image, ids = torch.from_numpy(images[row : row + 1]), torch.tensor([text])
+        expected = reference.logits(image, ids)[0, -new - 1 :].numpy()
+        assert_close(np.stack([step[row] for step in logits]), expected, BY_PRECISION[precision])
+
+
+def reference_logits(
+    reference: ReferenceMagma, images: np.ndarray | None, prompt: Prompt
+) -> np.ndarray:
+    """[v] behind a prompt of pictures and words in any order."""
+    pieces = []
+    for item in prompt:
+        if isinstance(item, Picture):
+            assert images is not None
+            pieces.append(reference.embed_image(torch.from_numpy(images[item.index][None])))
+        else:
+            pieces.append(reference.embed_text(torch.tensor([[item]])))
+    with torch.no_grad():
+        return reference.lm(inputs_embeds=torch.cat(pieces, dim=1)).logits[0, -1].numpy()
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_pictures_and_words_in_any_order(rng, reference, tensor_parallel):
+    config = small_config(tensor_parallel, "float32", 2, **SIZES)
+    images = pictures(rng, 5)
+    words = rng.integers(0, VOCABULARY, 20).tolist()
+    prompts = [
+        [*words[:3], Picture(4), words[3], Picture(0), Picture(2), *words[4:9]],
+        [Picture(1), Picture(3), *words[9:]],
+    ]
+    with open_session(config, "cached") as session:
+        results = continued(session, config, images, prompts, 2)
+    for prompt, result in zip(prompts, results, strict=True):
+        expected = reference_logits(reference, images, prompt)
+        assert_close(result.logits[0], expected, FLOAT32)
+        longer = [*prompt, result.generated_ids[0]]
+        assert_close(result.logits[1], reference_logits(reference, images, longer), FLOAT32)
+        assert result.prompt_ids == [item for item in prompt if not isinstance(item, Picture)]
+
+
+def test_text_without_a_picture(rng, reference):
+    config = small_config(2, "float32", 2, **SIZES)
+    prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in (1, 9)]
+    with open_session(config, "cached") as session:
+        results = continued(session, config, None, prompts, 3)
+    for prompt, result in zip(prompts, results, strict=True):
+        for step, logits in enumerate(result.logits):
+            text = [*prompt, *result.generated_ids[:step]]
+            assert_close(logits, reference_logits(reference, None, text), FLOAT32)
+
+
+def test_pads_are_never_attended(rng):
+    """Whatever embedding stands before a sequence's first position, not a bit changes."""
+    config = small_config(2, "float32", 2, **SIZES)
+    images = pictures(rng, 2)
+    prompts = [[Picture(0), 7], [Picture(1), *rng.integers(0, VOCABULARY, 9).tolist()]]
+
+    class FilledPads(CachedRuns):
+        """Runs that take pads from some row of the pictures' embeddings."""
+
+        filling = 0
+
+        def _run(self, kind):
+            source, pads = self._host["source"], self._host["pads"]
+            for row, pad in enumerate(pads):
+                source[row, :pad] = self.filling
+            return super()._run(kind)
+
+    logits = []
+    with open_session(config, "cached") as session:
+        for filling in (0, 6):
+            runs = FilledPads(session, config)
+            runs.filling = filling
+            first = runs.start(images, prompts)
+            assert runs._host["pads"].tolist() == [8, 0]
+            logits.append([first, *(runs.step([3, 4]) for _ in range(4))])
+    np.testing.assert_array_equal(*logits)
+
+
+def test_what_earlier_prompts_left_changes_nothing(rng):
+    config = small_config(2, "float32", 2, **SIZES)
+    images, prompts = pictures(rng, 2), [[1, 2], [3, 4, 5, 6]]
+    longer = [rng.integers(0, VOCABULARY, length).tolist() for length in (20, 14)]
+    with open_session(config, "cached") as session:
+        fresh = continued(session, config, images, prompts, 6)
+        other = continued(session, config, pictures(rng, 2), longer, 5)
+        again = continued(session, config, images, prompts, 6)
+    for one, two, different in zip(fresh, again, other, strict=True):
+        np.testing.assert_array_equal(one.logits, two.logits)
+        assert relative_error(different.logits[:1], one.logits[:1]) > FLOAT32
+
+
+def test_a_row_is_the_same_in_any_company(rng):
+    double, single = (small_config(2, "float32", b, **SIZES) for b in (2, 1))
+    images = pictures(rng, 2)
+    prompts = [[9], rng.integers(0, VOCABULARY, 15).tolist()]
+    with open_session(double, "cached") as session:
+        together = continued(session, double, images, prompts, 8)
+    with open_session(single, "cached") as session:
+        for row, result in enumerate(together):
+            (alone,) = continued(session, single, images[row], [prompts[row]], 8)
+            assert alone.generated_ids == result.generated_ids
+            assert_close(alone.logits, result.logits, FLOAT32)
+
+
+def test_sequences_that_ended_leave_the_others_alone(rng):
+    config = small_config(2, "float32", 2, **SIZES)
+    images, prompts = pictures(rng, 2), [[1, 2, 3], [4]]
+    with open_session(config, "cached") as session:
+        whole = continued(session, config, images, prompts, 10)
+        first, second = ids_of(whole)
+        end = next(token for token in first[:8] if token not in second)
+        results = generate(session, config, images, prompts, GREEDY, 10, end)
+    assert results[0].generated_ids == first[: first.index(end) + 1]
+    assert results[1].generated_ids == second
+
+
+def test_the_cache_can_be_filled_to_its_last_slot(rng):
+    config = small_config(2, "float32", 2, **SIZES)
+    room = SIZES["text_tokens"]
+    images = pictures(rng, 2)
+    prompts = [rng.integers(0, VOCABULARY, length).tolist() for length in (room - 5, 2)]
+    full = [rng.integers(0, VOCABULARY, room).tolist(), [1]]
+    with open_session(config, "cached") as cached, open_session(config, "recompute") as plain:
+        for texts, count in ((prompts, 6), (full, 1)):
+            ours, theirs = (continued(s, config, images, texts, count) for s in (cached, plain))
+            assert ids_of(ours) == ids_of(theirs)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "message"),
+    [
+        ([[1] * 20, []], 6, "1 tokens too long: 20 of the prompt and max_out_tokens 6"),
+        ([[1], [2] * 25], 1, "1 tokens too long: it has 25"),
+        ([[Picture(0), Picture(1), *[5] * 21], [1]], 1, r"beside 2 pictures is 20"),
+        ([[Picture(0), Picture(2)], [1]], 1, "names picture 2, but there are 2"),
+        ([[Picture(0)], []], 1, "prompt 1 is empty"),
+        ([[1]], 1, "1 prompts for micro_batch_size 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_run(rng, monkeypatch, prompts, count, message):
+    config = small_config(2, "float32", 2, **SIZES)
+    with open_session(config, "cached") as session:
+        monkeypatch.setattr(session, "run", None)
+        with pytest.raises(UserError, match=message):
+            continued(session, config, pictures(rng, 2), prompts, count)
+
+
+def test_more_pictures_than_there_is_room_for_are_refused(rng):
+    config = small_config(2, "float32", 1, **SIZES)
+    with open_session(config, "cached") as session:
+        prompts = [[Picture(7), 1]]
+        with pytest.raises(UserError, match="8 pictures, but there is room for 7"):
+            continued(session, config, pictures(rng, 8), prompts, 1)
+
+
+def test_the_recompute_scheme_names_what_it_cannot_do(rng):
+    config = small_config(1, "float32", 1, **SIZES)
+    with open_session(config, "recompute") as session:
+        with pytest.raises(UserError, match="needs 1 pictures, one before each text, not 0"):
+            continued(session, config, None, [[1]], 1)
+        with pytest.raises(UserError, match="one picture and then text only"):
+            continued(session, config, pictures(rng, 1), [[1, Picture(0)]], 1)
+
+
+def test_options_of_sampling_build_no_graph(rng, monkeypatch):
+    config = small_config(2, "float32", 1, **SIZES)
+    image = pictures(rng, 1)
+    with open_session(config, "cached") as session:
+        continued(session, config, image, [[1]], 2)
+        monkeypatch.setattr(popxl.Ir, "create_empty_graph", None)
+        plans = set(session._engine._plans)
+        for sampling in (Sampling(1.0, 5, 0.5, seed=1), Sampling(0.3, 0, 0.9, seed=2), GREEDY):
+            generate(session, config, image, [[1, 2, 3]], sampling, 9, NO_END)
+        assert set(session._engine._plans) == plans
+
+
+@pytest.mark.parametrize("slices", [2, 5])
+def test_slicing_the_queries_changes_nothing(rng, slices):
+    images, prompts = pictures(rng, 2), [[1, 2, 3], rng.integers(0, VOCABULARY, 13).tolist()]
+    results = []
+    for n in (1, slices):
+        config = small_config(2, "float32", 2, attention_serialisation=n, **SIZES)
+        with open_session(config, "cached") as session:
+            results.append(continued(session, config, images, prompts, 4))
+    for one, other in zip(*results, strict=True):
+        assert_close(one.logits, other.logits, FLOAT32)
+
+
+@pytest.mark.parametrize("setting", PLAIN_WAYS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_engines_agree(rng, monkeypatch, precision, setting):
+    """Replicas at once or one by one, shards joined or apart."""
+    config = small_config(2, precision, 2, **SIZES)
+    images, prompts = pictures(rng, 2), [[1, 2, 3], [4]]
+    tokens = rng.integers(0, VOCABULARY, (4, 2)).tolist()
+
+    @functools.cache
+    def logits(way: str) -> np.ndarray:
+        with open_session(config, "cached") as session:
+            runs = CachedRuns(session, config)
+            whole = [[Picture(row), *prompt] for row, prompt in enumerate(prompts)]
+            return np.stack([runs.start(images, whole), *(runs.step(t) for t in tokens)])
+
+    expected = logits("fast")
+    monkeypatch.setenv(setting, PLAIN_WAYS[setting])
+    assert_close(logits("plain"), expected, BY_PRECISION[precision])
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(UserError, match="unknown scheme 'cache'; there are cached and recompute"):
+        inference(small_config(), scheme="cache")
+
+
+def test_phases_of_both_schemes_have_the_same_weights(tmp_path: Path):
+    config = small_config(2, **SIZES)
+    cached, plain = (inference(config, scheme=scheme) for scheme in ("cached", "recompute"))
+    assert {
+        key: (tensor.shape, tensor.dtype) for key, tensor in cached.state.fwd.to_dict().items()
+    } == {key: (tensor.shape, tensor.dtype) for key, tensor in plain.state.fwd.to_dict().items()}
