@@ -173,7 +173,8 @@ class CachedBlock(DecoderBlock):
         super().__init__(config.transformer)
         self.cache = cache
 
-    def build(
+    # A graph's inputs are tensors, so the parts of the place come one by one.
+    def build(  # type: ignore[override]
         self,
         x: popxl.Tensor,
         sin: popxl.Tensor,
@@ -268,7 +269,7 @@ class _CachedProgram:
         given = (slot, pads, words, source)
         _if(_is(kind, RunKind.ENCODE), self._encode, _nothing, image, slot)
         slots, none = self.config.total_tokens, self.lm_head.result
-        logits = popxl.constant(np.zeros(none.shape), none.dtype)
+        logits: popxl.Tensor = popxl.constant(np.zeros(none.shape), none.dtype)
         prefill = partial(_by_length, prompt_buckets(slots), self._prefill)
         (logits,) = _if(_is(kind, RunKind.PREFILL), prefill, _first, logits, *given)
         decode = partial(_by_length, read_buckets(slots), self._decode)
@@ -363,15 +364,20 @@ def _first(x: popxl.Tensor, *others: popxl.Tensor) -> popxl.Tensor:
 
 
 def _if(
-    condition: popxl.Tensor, then: Branch, otherwise: Branch, *inputs: popxl.Tensor
+    condition: popxl.Tensor,
+    then: Callable[..., popxl.Tensor | None],
+    otherwise: Callable[..., popxl.Tensor | None],
+    *inputs: popxl.Tensor,
 ) -> tuple[popxl.Tensor, ...]:
     """The results of one of two functions of the same inputs."""
     ir = popxl.gcg().ir
-    graphs = [ir.create_graph(_branch, branch, *inputs) for branch in (then, otherwise)]
-    return ops.conditional(condition, *graphs, then_inputs=inputs, else_inputs=inputs)
+    yes, no = (ir.create_graph(_branch, branch, *inputs) for branch in (then, otherwise))
+    return ops.conditional(condition, yes, no, inputs, inputs)
 
 
-def _branch(build: Branch, *inputs: popxl.Tensor) -> popxl.Tensor:
+def _branch(
+    build: Callable[..., popxl.Tensor | None], *inputs: popxl.Tensor
+) -> popxl.Tensor | None:
     """A graph is made of a function: this one stands for any callable."""
     return build(*inputs)
 
@@ -390,6 +396,6 @@ def _by_length(
     too_long = ops.greater(
         ops.reshape(slot, ()), popxl.constant(lengths[half - 1] - 1, popxl.int32)
     )
-    sides = (partial(_by_length, part, branch) for part in (lengths[half:], lengths[:half]))
-    (y,) = _if(too_long, *sides, _, slot, *inputs)
+    high, low = (partial(_by_length, part, branch) for part in (lengths[half:], lengths[:half]))
+    (y,) = _if(too_long, high, low, _, slot, *inputs)
     return y

@@ -300,7 +300,14 @@ PHASES_OF_FIVE_TOKENS = {
 def test_the_whole_program(picture: Path, tmp_path: Path, scheme: str) -> None:
     files = {name: tmp_path / name for name in ("logits.npy", "tokens.json")}
     argv = ["--image", str(picture), "--prompt", "A picture of", "--max_out_tokens", "5"]
-    argv += ["--scheme", scheme, "--dump_logits", str(files["logits.npy"]), "--dump_tokens", str(files["tokens.json"])]
+    argv += [
+        "--scheme",
+        scheme,
+        "--dump_logits",
+        str(files["logits.npy"]),
+        "--dump_tokens",
+        str(files["tokens.json"]),
+    ]
     result = _program(*argv, DATASETS_DIR=str(tmp_path), APP_LOG_LEVEL="WARNING")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

@@ -35,6 +35,12 @@ def test_table_of_a_trace(tmp_path: Path) -> None:
     assert len({len(line) for line in lines}) == 1
 
 
+def test_what_belongs_to_no_phase_has_a_row(tmp_path: Path) -> None:
+    region = {"name": "", "runs": 1, "loaded_bytes": 0, "ms": 0.5}
+    (row,) = read_trace(_write(tmp_path / "trace.json", {"regions": [region]}))
+    assert row.name == "between phases"
+
+
 @pytest.mark.parametrize("path", [None, "missing.json"])
 def test_no_trace_is_said(path: str | None, tmp_path: Path) -> None:
     table = phase_table(None if path is None else tmp_path / path)

@@ -196,9 +196,7 @@ class _Functionaliser:
         """The cell of a tensor that is the same memory as ``target`` but has another spec."""
         return _Cell(val, (target,), ("Identity", {}, spec), (self._read(target),))
 
-    def _inline(
-        self, graph: Graph, cells: Sequence[_Cell | None], branch: bool = False
-    ) -> _Frame:
+    def _inline(self, graph: Graph, cells: Sequence[_Cell | None], branch: bool = False) -> _Frame:
         frame: _Frame = {
             value: cell for value, cell in zip(graph.inputs, cells, strict=True) if cell is not None
         }

@@ -188,3 +188,31 @@ def test_overflow_in_half_precision_is_infinite() -> None:
 def test_a_device_that_is_not_there_is_refused_when_the_session_is_made(device: str) -> None:
     with pytest.raises(RuntimeError, match=f"Device '{device}' was asked for; there are"):
         _layers(1, 4, device=device)
+
+
+def test_the_trace_tells_branches_apart(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    ir = popxl.Ir()
+    _options(ir, trace=str(path))
+
+    def branch(name: str) -> popxl.Graph:
+        def build(x: popxl.Tensor) -> popxl.Tensor:
+            with popxl.name_scope(name):
+                return ops.exp(x)
+
+        return ir.create_graph(build, popxl.TensorSpec((2,), popxl.float32))
+
+    with ir.main_graph, popxl.in_sequence():
+        choice, source = popxl.h2d_stream((), popxl.bool), popxl.h2d_stream((2,), popxl.float32)
+        x = ops.host_load(source)
+        branches = branch("yes"), branch("no")
+        with popxl.name_scope("choice"):
+            ops.conditional(ops.host_load(choice), *branches, [x], [x])
+        with popxl.name_scope("end"):
+            ops.host_store(popxl.d2h_stream((2,), popxl.float32), x)
+    with popxl.Session(ir, "ipu_hw") as session:
+        for taken in (True, True, False):
+            session.run({choice: np.array(taken), source: np.zeros(2, "float32")})
+    regions = json.loads(path.read_text())["regions"]
+    runs = {region["name"]: region["runs"] for region in regions}
+    assert runs == {"": 3, "choice": 3, "yes": 2, "no": 1, "end": 3}
