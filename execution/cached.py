@@ -244,7 +244,7 @@ class _CachedProgram:
 
     def _block_inputs(self, m: int, k: int) -> list[popxl.TensorSpec]:
         lm, b = self.config.transformer, self.config.batch
-        table = popxl.TensorSpec((b * m, (lm.attention.rotary_dim or lm.head_size) // 2), lm.dtype)
+        table = popxl.TensorSpec((b * m, lm.attention.rotary_dim // 2), lm.dtype)
         visible = popxl.TensorSpec((b, 1, m, k), popxl.bool)
         start, block = popxl.TensorSpec((1,), popxl.int32), popxl.TensorSpec((), popxl.int32)
         return [self._hidden(b * m), table, table, visible, start, block]

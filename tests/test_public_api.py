@@ -79,8 +79,8 @@ def test_the_check_follows_the_application(api: ApiIndex):
     ("right", "wrong"),
     [
         ("ops.softmax(scores, axis=-1)", "ops.softmax(scores, dim=-1)"),
-        ("q.shape[1]", "q.size[1]"),
-        ("popxl.bool", "popxl.boolean"),
+        ("visible.shape[2:]", "visible.size[2:]"),
+        ("popxl.constant(d", "popxl.constants(d"),
         ("bias=False", "biased=False"),
     ],
 )

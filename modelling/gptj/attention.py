@@ -102,7 +102,8 @@ def _attend_slice(
     scores = q @ keys
     # Replacing hidden scores, not shifting them, gives them exactly no weight in any precision.
     hidden = popxl.constant(np.finfo(scores.dtype.as_numpy()).min, scores.dtype, "hidden")
-    return ops.softmax(ops.where(visible, scores, hidden), axis=-1) @ values
+    scores = ops.where(visible, scores, hidden)
+    return ops.softmax(scores, axis=-1) @ values
 
 
 class Attention(addons.Module):

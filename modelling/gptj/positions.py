@@ -92,7 +92,7 @@ def growing_sequences(
 
 def _tables(config: GPTJConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:
     """(positions, rotary_dim / 2) sines and cosines, in the model's precision."""
-    dim = config.attention.rotary_dim or config.head_size
+    dim = config.attention.rotary_dim
     # Rounding the angles would get them wrong by up to 0.4 rad in half precision: only their sines
     # and cosines are rounded.
     base = config.attention.rotary_positional_embeddings_base

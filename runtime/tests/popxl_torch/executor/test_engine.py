@@ -207,7 +207,7 @@ def test_the_trace_tells_branches_apart(tmp_path: Path) -> None:
         x = ops.host_load(source)
         branches = branch("yes"), branch("no")
         with popxl.name_scope("choice"):
-            ops.conditional(ops.host_load(choice), *branches, [x], [x])
+            (x,) = ops.conditional(ops.host_load(choice), *branches, [x], [x])
         with popxl.name_scope("end"):
             ops.host_store(popxl.d2h_stream((2,), popxl.float32), x)
     with popxl.Session(ir, "ipu_hw") as session:
