@@ -2,9 +2,10 @@
 
 A host-loaded integer selects what a run does:
 
-- *encode*: b pictures to embeddings, which are kept;
+- *encode*: a picture to embeddings, which are kept;
 - *prefill*: the prompts, made of words and of pictures' embeddings; keys and values of all blocks
   are kept; out come the logits behind each prompt;
+- *shared prefill*: one prompt, whose keys and values all sequences get;
 - *decode*: one more token of each sequence.
 
 All kinds are branches of one program over the same weights. Work follows real lengths: there is a
@@ -47,7 +48,7 @@ from modelling.gptj.lm_head import LMHead
 from modelling.gptj.positions import Place, growing_sequences
 
 MOST_PICTURES = 8
-"""Pictures of one prompt at most: each encode run fills an entry of the pictures' buffer."""
+"""Pictures at most for each sequence of a batch."""
 
 Branch = Callable[..., popxl.Tensor]
 
@@ -58,11 +59,12 @@ class RunKind(IntEnum):
     ENCODE = 0
     PREFILL = 1
     DECODE = 2
+    SHARED_PREFILL = 3
 
 
 def picture_entries(config: MagmaConfig) -> int:
-    """How many pictures a sequence can hold, of each of the b sequences."""
-    return min(MOST_PICTURES, config.total_tokens // config.image_tokens)
+    """How many pictures there is room for."""
+    return config.batch * min(MOST_PICTURES, config.total_tokens // config.image_tokens)
 
 
 def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addons.TaskSession:
@@ -71,14 +73,16 @@ def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addo
     Every run needs every stream; what its kind has no use for is ignored. The inputs are
 
     - ``kind`` () int32: a :class:`RunKind`;
-    - ``image`` (b, 3, y, x): encode;
-    - ``slot`` (1,) int32: encode: the entry for the pictures' embeddings; prefill: the slot of the
+    - ``image`` (1, 3, y, x): encode;
+    - ``slot`` (1,) int32: encode: the number to keep the picture under; prefill: the slot of the
       prompts' last positions; decode: the slot of the new position;
     - ``pads`` (b,) int32: slots before each sequence's first position;
     - ``words`` (b·t,) int32: prefill: ids of all sequences one after the other; decode: an id of
       each sequence. Counted from the first row of each replica's table;
     - ``source`` (b, S) int32: prefill: for each slot its row among the embeddings of all pictures
       and, behind them, of all words.
+
+    A shared prefill reads what the first sequence has of these.
 
     Args:
         config: A validated configuration.
@@ -135,24 +139,28 @@ class KeyValueCache:
         """Writes to neighbouring slots, then reads the first k.
 
         Args:
-            keys: (b, n/r, m, d).
+            keys: (b, n/r, m, d), or (1, n/r, m, d) of a sequence that all share.
             values: As keys.
             start: (1,) int32, the first slot to write.
             block: () int32, whose keys and values they are.
             k: Slots to read.
 
         Returns:
-            Keys and values, (b, n/r, k, d) each.
+            Keys and values of as many sequences, (b or 1, n/r, k, d) each.
         """
+        b = keys.shape[0]
         return (
-            _remember(self.keys, keys, start, block)[:, :, :k],
-            _remember(self.values, values, start, block)[:, :, :k],
+            _remember(self.keys, keys, start, block)[:b, :, :k],
+            _remember(self.values, values, start, block)[:b, :, :k],
         )
 
 
 def _remember(
     buffer: popxl.RemoteBuffer, new: popxl.Tensor, start: popxl.Tensor, block: popxl.Tensor
 ) -> popxl.Tensor:
+    copies = buffer.tensor_shape[0] // new.shape[0]
+    if copies > 1:
+        new = ops.concat([new] * copies, axis=0)
     # Between these three nothing touches the entry, so an engine may do them in place.
     entry = ops.remote_load(buffer, block)
     ops.dynamic_update_(entry, start, new, axes=[2], sizes=[new.shape[2]], no_overlap=True)
@@ -196,9 +204,9 @@ class CachedBlock(DecoderBlock):
         Returns:
             (b·m, h), equal on all replicas.
         """
-        k = visible.shape[-1]
+        b, _, _, k = visible.shape
         remember = partial(self.cache.remember, start=start, block=block, k=k)
-        return super().build(x, Place(sin, cos, visible, remember))
+        return super().build(x, Place(b, sin, cos, visible, remember))
 
 
 class _CachedProgram:
@@ -209,14 +217,14 @@ class _CachedProgram:
         lm, b = config.transformer, config.batch
         self.proportions = lm.execution.available_memory_proportion
         self.cache = KeyValueCache.of_config(config)
-        shape = (b * config.image_tokens, lm.hidden_size)
+        shape = (config.image_tokens, lm.hidden_size)
         self.pictures = popxl.remote_buffer(shape, lm.dtype, picture_entries(config))
-        self.image_prefix = image_prefix_phases(config)
+        self.image_prefix = image_prefix_phases(config, 1)
         words, hidden = popxl.TensorSpec((b,), popxl.int32), self._hidden(b)
         self.embedding = self._phase(Embeddings(lm), [words], EMBEDDING_KEYS)
         # Each length gets a graph of its own for these weights.
         block = CachedBlock(config, self.cache)
-        specs = self._block_inputs(1, config.total_tokens)
+        specs = self._block_inputs(b, 1, config.total_tokens)
         self.decoder = self._phase(block, specs, decoder_keys(lm), numbered=True)
         self.lm_head = self._phase(LMHead(lm), [hidden], HEAD_KEYS)
         self.weighted = (*self.image_prefix, self.embedding, self.decoder, self.lm_head)
@@ -242,8 +250,8 @@ class _CachedProgram:
         lm = self.config.transformer
         return popxl.TensorSpec((rows, lm.hidden_size), lm.dtype)
 
-    def _block_inputs(self, m: int, k: int) -> list[popxl.TensorSpec]:
-        lm, b = self.config.transformer, self.config.batch
+    def _block_inputs(self, b: int, m: int, k: int) -> list[popxl.TensorSpec]:
+        lm = self.config.transformer
         table = popxl.TensorSpec((b * m, lm.attention.rotary_dim // 2), lm.dtype)
         visible = popxl.TensorSpec((b, 1, m, k), popxl.bool)
         start, block = popxl.TensorSpec((1,), popxl.int32), popxl.TensorSpec((), popxl.int32)
@@ -254,7 +262,7 @@ class _CachedProgram:
         side = config.visual.image_resolution
         inputs = addons.InputStreams(
             kind=((), popxl.int32),
-            image=((b, IMAGE_CHANNELS, side, side), config.visual.dtype),
+            image=((1, IMAGE_CHANNELS, side, side), config.visual.dtype),
             slot=((1,), popxl.int32),
             pads=((b,), popxl.int32),
             words=((b * config.text_tokens,), popxl.int32),
@@ -270,10 +278,15 @@ class _CachedProgram:
         _if(_is(kind, RunKind.ENCODE), self._encode, _nothing, image, slot)
         slots, none = self.config.total_tokens, self.lm_head.result
         logits: popxl.Tensor = popxl.constant(np.zeros(none.shape), none.dtype)
-        prefill = partial(_by_length, prompt_buckets(slots), self._prefill)
-        (logits,) = _if(_is(kind, RunKind.PREFILL), prefill, _first, logits, *given)
-        decode = partial(_by_length, read_buckets(slots), self._decode)
-        (logits,) = _if(_is(kind, RunKind.DECODE), decode, _first, logits, *given)
+        kinds: list[tuple[RunKind, tuple[int, ...], Branch]] = [
+            (RunKind.PREFILL, prompt_buckets(slots), partial(self._prefill, self.config.batch)),
+            (RunKind.DECODE, read_buckets(slots), self._decode),
+        ]
+        if self.config.batch > 1:
+            kinds.append((RunKind.SHARED_PREFILL, prompt_buckets(slots), self._shared_prefill))
+        for wanted, lengths, branch in kinds:
+            run = partial(_by_length, lengths, branch)
+            (logits,) = _if(_is(kind, wanted), run, _first, logits, *given)
         ops.host_store(self.outputs.logits, logits)
 
     # -- branches; the engine reports time and bytes by their outermost name scopes -----------
@@ -284,37 +297,44 @@ class _CachedProgram:
                 image = call_phase(phase, image)
         ops.remote_store(self.pictures, slot, ops.reshape(image, self.pictures.tensor_shape))
 
+    def _shared_prefill(self, m: int, *given: popxl.Tensor) -> popxl.Tensor:
+        """One prompt for all sequences."""
+        return ops.concat([self._prefill(1, m, *given)] * self.config.batch, axis=0)
+
     def _prefill(
         self,
+        b: int,
         m: int,
         slot: popxl.Tensor,
         pads: popxl.Tensor,
         words: popxl.Tensor,
         source: popxl.Tensor,
     ) -> popxl.Tensor:
-        """Prompts of at most m slots each."""
-        b = self.config.batch
+        """The first b prompts, of at most m slots each."""
         # Slots behind a prompt are filled too; decode steps write to them before they are read.
         start = popxl.constant([0], popxl.int32, "start")
-        place = growing_sequences(self.config.transformer, start, pads, m, m, source.shape[1])
+        lm, slots = self.config.transformer, self.config.total_tokens
+        place = growing_sequences(lm, start, pads[:b], m, m, slots)
         with popxl.name_scope("prefill/embedding"):
-            x = self._embed(m, words, source)
+            x = self._embed(words, source[:b, :m])
         with popxl.name_scope("prefill/decoder"):
-            x = self._blocks(x, m, m, start, place)
+            x = self._blocks(x, start, place)
         with popxl.name_scope("prefill/lm_head"):
             x = ops.reshape(x, (b, m, x.shape[1]))
             x = ops.dynamic_slice(x, slot, axes=[1], sizes=[1], no_overlap=True)
-            return call_phase(self.lm_head, ops.reshape(x, (b, x.shape[2])))
+            x = ops.reshape(x, (b, x.shape[2]))
+            head = self.lm_head
+            if b < self.config.batch:
+                head = self._resized(head, LMHead(lm), [x.spec])
+            return call_phase(head, x)
 
-    def _embed(self, m: int, words: popxl.Tensor, source: popxl.Tensor) -> popxl.Tensor:
-        """Embeddings of m slots of each sequence, (b·m, h)."""
-        b = self.config.batch
-        count = min(b * m, words.shape[0])
-        spec = popxl.TensorSpec((count,), popxl.int32)
-        phase = self._resized(self.embedding, Embeddings(self.config.transformer), [spec])
+    def _embed(self, words: popxl.Tensor, source: popxl.Tensor) -> popxl.Tensor:
+        """Embeddings of slots (b, m), as (b·m, h)."""
+        words = words[: min(source.nelms, words.shape[0])]
+        phase = self._resized(self.embedding, Embeddings(self.config.transformer), [words.spec])
         rows = [ops.remote_load(self.pictures, entry) for entry in range(self.pictures.entries)]
-        table = ops.concat([*rows, call_phase(phase, words[:count])], axis=0)
-        return ops.gather(table, ops.reshape(source[:, :m], (b * m,)))
+        table = ops.concat([*rows, call_phase(phase, words)], axis=0)
+        return ops.gather(table, ops.reshape(source, (source.nelms,)))
 
     def _decode(
         self,
@@ -325,25 +345,25 @@ class _CachedProgram:
         source: popxl.Tensor,
     ) -> popxl.Tensor:
         """One position of each sequence, which reads k slots."""
-        place = growing_sequences(self.config.transformer, slot, pads, 1, k, source.shape[1])
+        lm, slots = self.config.transformer, self.config.total_tokens
+        place = growing_sequences(lm, slot, pads, 1, k, slots)
         with popxl.name_scope("decode/embedding"):
             x = call_phase(self.embedding, words[: self.config.batch])
         with popxl.name_scope("decode/decoder"):
-            x = self._blocks(x, 1, k, slot, place)
+            x = self._blocks(x, slot, place)
         with popxl.name_scope("decode/lm_head"):
             return call_phase(self.lm_head, x)
 
     def _blocks(
         self,
         x: popxl.Tensor,
-        m: int,
-        k: int,
         start: popxl.Tensor,
         place: tuple[popxl.Tensor, popxl.Tensor, popxl.Tensor],
     ) -> popxl.Tensor:
-        """All decoder blocks over m slots of each sequence, which read k slots."""
+        """All decoder blocks over the slots of a place, from the start on."""
+        b, _, m, k = place[-1].shape
         block = CachedBlock(self.config, self.cache)
-        phase = self._resized(self.decoder, block, self._block_inputs(m, k))
+        phase = self._resized(self.decoder, block, self._block_inputs(b, m, k))
         return call_phase(phase, x, *place, start)
 
 

@@ -38,7 +38,7 @@ class CachedRuns:
         self._words = words_host(config, np.zeros(b * config.text_tokens, np.int32))
         side = config.visual.image_resolution
         precision = np.dtype(str(config.visual.precision))
-        self._image = np.zeros((b, 3, side, side), precision)
+        self._image = np.zeros((1, 3, side, side), precision)
         self._feeds = {
             getattr(inputs, name): on_replicas(config, array) for name, array in self._host.items()
         }
@@ -47,11 +47,10 @@ class CachedRuns:
 
     def start(self, images: Array | None, prompts: Sequence[Prompt]) -> Array:
         """See :class:`execution.runs.Runs`."""
-        pictures = np.zeros((0, *self._image.shape[1:])) if images is None else images
-        pictures = images_host(self._config, pictures)
+        pictures = self._image[:0] if images is None else images_host(self._config, images)
         self._check(len(pictures), prompts)
-        self._encode(pictures)
-        return self._prefill(prompts)
+        entries = self._encode(pictures)
+        return self._prefill([_renumbered(prompt, entries) for prompt in prompts])
 
     def step(self, tokens: Sequence[int | None]) -> Array:
         """See :class:`execution.runs.Runs`."""
@@ -62,7 +61,7 @@ class CachedRuns:
 
     def _check(self, num_pictures: int, prompts: Sequence[Prompt]) -> None:
         config = self._config
-        room = config.batch * picture_entries(config)
+        room = picture_entries(config)
         if num_pictures > room:
             raise UserError(f"{num_pictures} pictures, but there is room for {room}; give fewer")
         for row, prompt in enumerate(prompts):
@@ -74,20 +73,31 @@ class CachedRuns:
                         f"prompt {row} names picture {item.index}, but there are {num_pictures}"
                     )
 
-    def _encode(self, pictures: Array) -> None:
-        """Embeds all pictures, b at a time."""
-        b = len(self._image)
-        for entry, first in enumerate(range(0, len(pictures), b)):
-            some = pictures[first : first + b]
-            self._image[: len(some)] = some
-            self._host["slot"][0] = entry
-            self._run(RunKind.ENCODE)
+    def _encode(self, pictures: Array) -> list[int]:
+        """Embeds pictures, equal ones once; returns the number that each is kept under."""
+        different: list[Array] = []
+        entries = []
+        for picture in pictures:
+            equals = (n for n, other in enumerate(different) if np.array_equal(picture, other))
+            entries.append(next(equals, len(different)))
+            if entries[-1] == len(different):
+                different.append(picture)
+                self._image[0] = picture
+                self._host["slot"][0] = entries[-1]
+                self._run(RunKind.ENCODE)
+        return entries
 
     def _prefill(self, prompts: Sequence[Prompt]) -> Array:
-        """Lays prompts out so that all end at one slot."""
+        """Reads prompts; one that all sequences have is read once."""
+        shared = len(prompts) > 1 and all(prompt == prompts[0] for prompt in prompts)
+        self._lay_out(prompts[:1] if shared else prompts)
+        return self._run(RunKind.SHARED_PREFILL if shared else RunKind.PREFILL)
+
+    def _lay_out(self, prompts: Sequence[Prompt]) -> None:
+        """Gives prompts to the streams so that all end at one slot."""
         config, source, pads = self._config, self._host["source"], self._host["pads"]
         i = config.image_tokens
-        first_word = config.batch * picture_entries(config) * i
+        first_word = picture_entries(config) * i
         rows: list[list[int]] = []
         words: list[int] = []
         for prompt in prompts:
@@ -99,13 +109,12 @@ class CachedRuns:
                     rows[-1].append(first_word + len(words))
                     words.append(item)
         longest = max(map(len, rows))
-        source[:] = 0
+        source[:] = pads[:] = 0
         for line, row in enumerate(rows):
             pads[line] = longest - len(row)
             source[line, longest - len(row) : longest] = row
         self._host["slot"][0] = longest - 1
         self._set_words(np.array(words, np.int64))
-        return self._run(RunKind.PREFILL)
 
     def _set_words(self, ids: Array) -> None:
         """Puts ids at the head of the stream."""
@@ -117,3 +126,8 @@ class CachedRuns:
         if self._config.tensor_parallel > 1:
             logits = np.concatenate(list(logits), axis=-1)
         return logits.astype(np.float32)
+
+
+def _renumbered(prompt: Prompt, numbers: Sequence[int]) -> list[int | Picture]:
+    """The prompt with other numbers for its pictures."""
+    return [Picture(numbers[x.index]) if isinstance(x, Picture) else x for x in prompt]

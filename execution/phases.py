@@ -110,7 +110,7 @@ def build_phases(config: MagmaConfig) -> Phases:
     Returns:
         The phases. Nothing is called yet.
     """
-    image_prefix = image_prefix_phases(config)
+    image_prefix = image_prefix_phases(config, config.batch)
     b, t, i = config.batch, config.text_tokens, image_prefix[-1].result.shape[1]
     transformer = config.transformer
     words = popxl.TensorSpec((b * t,), popxl.int32)
@@ -133,11 +133,16 @@ def decoder_keys(config: GPTJConfig) -> tuple[str, ...]:
     return tuple(f"transformer.decoder.{n}" for n in range(config.layers))
 
 
-def image_prefix_phases(config: MagmaConfig) -> tuple[Phase, ...]:
-    """Stem, first block and repeated blocks of each layer, projection, in the current Ir."""
+def image_prefix_phases(config: MagmaConfig, pictures: int) -> tuple[Phase, ...]:
+    """Stem, first block and repeated blocks of each layer, projection, in the current Ir.
+
+    Args:
+        config: A validated configuration.
+        pictures: How many to encode at a time.
+    """
     visual = config.visual
     side = visual.image_resolution
-    x = popxl.TensorSpec((config.batch, IMAGE_CHANNELS, side, side), visual.dtype)
+    x = popxl.TensorSpec((pictures, IMAGE_CHANNELS, side, side), visual.dtype)
     modules: list[tuple[tuple[str, ...], addons.Module]] = [(("enc.stem",), Stem(visual))]
     # Blocks of one layer after its first have equal sizes.
     for _, group in groupby(block_shapes(visual), lambda shape: (shape.layer, shape.index > 0)):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from config.config import MagmaConfig
+from execution.cached import RunKind
 from execution.cached_runs import CachedRuns
 from execution.generate import Generation, generate
 from execution.runs import Picture, Prompt
@@ -254,6 +255,33 @@ def test_a_row_is_the_same_in_any_company(rng):
             (alone,) = continued(session, single, images[row], [prompts[row]], 8)
             assert alone.generated_ids == result.generated_ids
             assert_close(alone.logits, result.logits, FLOAT32)
+
+
+def test_samples_share_the_picture_and_the_prompt(rng, monkeypatch):
+    batch, count = 3, 6
+    config, single = (small_config(2, "float32", b, **SIZES) for b in (batch, 1))
+    image, prompt = pictures(rng, 1), rng.integers(0, VOCABULARY, 7).tolist()
+    sampling = Sampling(temperature=1.0, top_p=1.0, seed=3)
+    same = np.repeat(image, batch, axis=0), [prompt] * batch
+    with open_session(config, "cached") as session:
+        # What is left in the cache must not matter.
+        continued(session, config, pictures(rng, batch), [[1] * 20, [2], [3] * 5], 3)
+        run, kinds = session.run, []
+
+        def recorded(inputs):
+            kinds.append(RunKind(int(np.ravel(inputs[session.inputs.kind])[0])))
+            return run(inputs)
+
+        monkeypatch.setattr(session, "run", recorded)
+        results = generate(session, config, *same, sampling, count, NO_END)
+    assert kinds == [RunKind.ENCODE, RunKind.SHARED_PREFILL] + [RunKind.DECODE] * (count - 1)
+    assert len({tuple(result.generated_ids) for result in results}) == batch
+    with open_session(single, "cached") as session:
+        for result in results:
+            runs = CachedRuns(session, single)
+            logits = [runs.start(image, [[Picture(0), *prompt]])]
+            logits += [runs.step([token]) for token in result.generated_ids[:-1]]
+            assert_close(np.concatenate(logits), result.logits, FLOAT32)
 
 
 def test_sequences_that_ended_leave_the_others_alone(rng):

@@ -41,8 +41,10 @@ class AttentionHeads(addons.Module):
         Returns:
             (b·m, h/r), this replica's heads side by side.
         """
-        rows, b = x.shape[0], self.config.execution.micro_batch_size
-        place = place or whole_sequences(self.config, rows // b)
+        rows = x.shape[0]
+        if place is None:
+            s = rows // self.config.execution.micro_batch_size
+            place = whole_sequences(self.config, s)
         d = self.config.head_size
         qkv = self.qkv(x)
         n = qkv.shape[1] // (3 * d)
@@ -50,7 +52,7 @@ class AttentionHeads(addons.Module):
         # Scaled before the product, float16 cannot overflow in it.
         q = self._rotate(q, place) * popxl.constant(d**-0.5, q.dtype)
         k = self._rotate(k, place)
-        q, k, v = (_by_head(t, b) for t in (q, k, v))
+        q, k, v = (_by_head(t, place.b) for t in (q, k, v))
         keys, values = place.remember(k, v)
         keys = ops.transpose(keys, (0, 1, 3, 2))
         read = self._attend(q, keys, values, place.visible)  # (b, n/r, m, d)

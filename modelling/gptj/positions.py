@@ -28,6 +28,7 @@ class Place:
     """What attention needs to know of b·m rows, m positions of each of b sequences.
 
     Attributes:
+        b: Number of sequences.
         sin: (b·m, rotary_dim / 2), of the rows' positions.
         cos: As sin.
         visible: (b or 1, 1, m, k) bool: which of k keys each of m queries reads.
@@ -35,6 +36,7 @@ class Place:
             (b, n/r, k, d).
     """
 
+    b: int
     sin: popxl.Tensor
     cos: popxl.Tensor
     visible: popxl.Tensor
@@ -52,7 +54,7 @@ def whole_sequences(config: GPTJConfig, s: int) -> Place:
     dtype = config.dtype
     sin, cos = (popxl.constant(np.tile(t, (b, 1)), dtype) for t in _tables(config, s))
     visible = np.tril(np.ones((1, 1, s, s), bool))
-    return Place(sin, cos, popxl.constant(visible, popxl.bool, "visible"))
+    return Place(b, sin, cos, popxl.constant(visible, popxl.bool, "visible"))
 
 
 def growing_sequences(
