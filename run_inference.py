@@ -17,6 +17,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -235,6 +236,12 @@ def _add_options(parser: ArgumentParser) -> None:
         default=DEFAULT_SCHEME,
         help="cached keeps keys and values, recompute runs everything again for every token",
     )
+    answer.add_argument(
+        "--num_samples",
+        type=int,
+        metavar="N",
+        help="answers to draw for the picture and the prompt (default: micro_batch_size)",
+    )
     _add_sampling_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -275,6 +282,16 @@ def _default_preset(argv: Sequence[str]) -> str:
     return RELEASE_PRESET if with_checkpoint else DEMO_PRESET
 
 
+def _with_batch(config: MagmaConfig, samples: int) -> MagmaConfig:
+    """The configuration for so many sequences at a time."""
+    if samples < 1:
+        raise UserError(f"num_samples is {samples}; it must be 1 or greater")
+    config = deepcopy(config)
+    config.visual.execution.micro_batch_size = samples
+    config.transformer.execution.micro_batch_size = samples
+    return config
+
+
 def _dump(options: Namespace, result: Generation) -> None:
     if options.dump_logits is not None:
         with atomic_file(options.dump_logits, result.logits.nbytes) as file:
@@ -289,6 +306,8 @@ def _run(argv: Sequence[str]) -> None:
     config, options = parse_config(
         argv, _default_preset(argv), _add_options, _DESCRIPTION, _EXAMPLES
     )
+    if options.num_samples is not None:
+        config = _with_batch(config, options.num_samples)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, config.seed)
     sampling.validate()
     setup_logging(check_level(options.log_level))

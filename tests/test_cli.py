@@ -152,6 +152,8 @@ _BAD = {
     "top_p below": (["--top_p", "-0.5"], ["top_p is -0.5"]),
     "top_k": (["--top_k", "-2"], ["top_k is -2"]),
     "no token": (["--max_out_tokens", "0"], ["max_out_tokens is 0"]),
+    "no sample": (["--num_samples", "0"], ["num_samples is 0"]),
+    "no scheme": (["--scheme", "cash"], ["scheme", "'cash'", "cached"]),
     "too many tokens": (["--max_out_tokens", "100"], ["too long", "sequence_length 64"]),
     "long prompt": (["--prompt", "{" * 70], ["6 tokens too long", "has 70", "is 64"]),
     "broken text": (["--prompt", "a\udcff"], ["not valid text"]),
@@ -273,7 +275,15 @@ def test_help_teaches() -> None:
     assert result.returncode == 0
     assert result.stderr == ""
     options = ["config", "checkpoint", "image", "prompt", "seed", "top_p", "top_k", "temperature"]
-    options += ["max_out_tokens", "scheme", "log_level", "dump_logits", "dump_tokens", "heads"]
+    options += [
+        "max_out_tokens",
+        "num_samples",
+        "scheme",
+        "log_level",
+        "dump_logits",
+        "dump_tokens",
+        "heads",
+    ]
     options += ["transformer.attention.heads", "visual.layers", "mode", "tensor_parallel"]
     for option in options:
         assert f"--{option}" in result.stdout
@@ -318,6 +328,16 @@ def test_the_whole_program(picture: Path, tmp_path: Path, scheme: str) -> None:
         assert [phase, str(runs)] in phases
     tokens = json.loads(files["tokens.json"].read_text())
     assert np.load(files["logits.npy"]).shape == (len(tokens["generated_ids"]), 512)
+
+
+@pytest.mark.usefixtures("_cache")
+def test_samples_share_the_picture(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--image", str(picture), "--num_samples", "3", "--temperature", "1", "--seed", "5"]
+    assert run_inference.main([*argv, "--max_out_tokens", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    answers = [line for line in lines if line.startswith("generated: ")]
+    assert len(set(answers)) == 3
+    assert "image_prefix 1 " in " ".join(" ".join(line.split()) for line in lines)
 
 
 def test_a_session_answers_again_and_the_same(
