@@ -16,8 +16,9 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 
 NATIVE := $(wildcard runtime/src/popxl_torch/kernels/native/*.cpp runtime/src/popxl_torch/kernels/native/*.h)
 
-BENCHES := bench_plan_overhead bench_tensor_parallel bench_kernels
-LONG_BENCHES := bench_first_token
+BENCHES := benchmarks.bench_plan_overhead benchmarks.bench_tensor_parallel \
+	runtime.benchmarks.bench_kernels
+LONG_BENCHES := benchmarks.bench_first_token
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -54,7 +55,7 @@ fmt: $(STAMP)
 	$(PY) -m ruff format .
 
 bench: $(STAMP)
-	@set -e; for bench in $(BENCHES) $(if $(LONG),$(LONG_BENCHES)); do $(PY) -m benchmarks.$$bench; done
+	@set -e; for bench in $(BENCHES) $(if $(LONG),$(LONG_BENCHES)); do $(PY) -m $$bench; done
 	$(PY) -m benchmarks.table
 
 coverage: $(STAMP)

@@ -146,7 +146,7 @@ RULES: dict[tuple[str, torch.dtype], tuple[Rule, ...]] = {
     ("cpu", torch.bfloat16): _HALF_ON_CPU,
 }
 """By device and storage of w. The first rule that fits is taken; without one, torch's own product
-of widened matrices. ``benchmarks/bench_kernels.py`` measures all of them side by side."""
+of widened matrices. ``runtime/benchmarks/bench_kernels.py`` measures all of them side by side."""
 
 
 def _matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
