@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import OpDef, define, elementwise, same
@@ -35,3 +36,8 @@ def add_(lhs: Tensor, rhs: Tensor) -> Tensor:
     check_in_graph(get_current_context().graph, lhs=lhs, rhs=rhs)
     check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs)
     return _create_op("AddLhsInplace", [lhs, rhs], names=["add_lhs_inplace_out"])[0]
+
+
+@gradient("Add")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: site.grad(), lambda: site.grad()]

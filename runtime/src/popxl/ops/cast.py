@@ -7,6 +7,7 @@ from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.dtypes import dtype, int32
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -100,3 +101,9 @@ def pow2scale_cast_from_fp8(t: Tensor, log2_scale: Tensor, data_type: dtype) -> 
     if data_type.name not in ("float16", "float32"):
         raise TypeError(f"pow2scale_cast_from_fp8 casts to float16 or float32, not {data_type}.")
     return _scaled_cast("CastThenPow2Scale", t, log2_scale, data_type)
+
+
+@gradient("Cast")
+def _gradients(site: GradSite) -> Grads:
+    source = dtype.as_dtype(site.in_spec().dtype)
+    return [(lambda: cast(site.grad(), source)) if source.is_floating_point else None]

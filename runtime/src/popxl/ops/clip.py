@@ -7,6 +7,8 @@ import builtins
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import define_elementwise, unary
+from popxl.ops.equal import equal
+from popxl.ops.gradients import Grads, GradSite, gradient, select
 from popxl.ops.utils import check_in_graph
 from popxl.tensor import Tensor
 
@@ -36,3 +38,8 @@ def clip(t: Tensor, min: float = float("-inf"), max: float = float("inf")) -> Te
 
 
 clamp = clip
+
+
+@gradient("Clip")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: select(equal(site.input(), site.output()), site.grad())]

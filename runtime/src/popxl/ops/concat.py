@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Iterable
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import checked_axis
+from popxl.ops.gradients import Grads, GradSite, gradient
+from popxl.ops.slice import slice
 from popxl.ops.utils import (
     _create_op,
     check_in_graph,
@@ -71,3 +74,14 @@ def concat(ts: Iterable[Tensor], axis: int = 0) -> Tensor:
 def concat_(ts: Iterable[Tensor], axis: int = 0) -> Tensor:
     """As :func:`concat`, but the result is an alias of all the tensors at once."""
     return _concat("ConcatInplace", ts, axis)
+
+
+@gradient("Concat")
+def _gradients(site: GradSite) -> Grads:
+    axis, sizes = site.attrs["axis"], [value.spec.shape for value in site.op.inputs if value]
+
+    def part(index: int) -> Tensor:
+        start = sum(shape[axis] for shape in sizes[:index])
+        return slice(site.grad(), start, start + sizes[index][axis], axis=axis)
+
+    return [functools.partial(part, index) for index in range(len(sizes))]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, List, Literal, Optional, Tuple, get_args
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.ops.matmul import pow2scaled_attrs
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
@@ -64,6 +65,14 @@ def _flops(ins: Sequence[Any], outs: Sequence[Spec], attrs: Mapping[str, Any]) -
 
 def _transpose_flops(ins: Sequence[Any], outs: Sequence[Spec], attrs: Mapping[str, Any]) -> int:
     return 2 * ins[0].nelms * ins[1].nelms // max(ins[1].shape[0], 1)
+
+
+def _data_grad_flops(ins: Sequence[Any], outs: Sequence[Spec], attrs: Mapping[str, Any]) -> int:
+    return 2 * ins[0].nelms * ins[1].nelms // max(ins[1].shape[0], 1)
+
+
+def _weights_grad_flops(ins: Sequence[Any], outs: Sequence[Spec], attrs: Mapping[str, Any]) -> int:
+    return 2 * ins[0].nelms * outs[0].nelms // max(outs[0].shape[0], 1)
 
 
 define(OpDef("Conv", _infer_conv, flops=_flops))
@@ -231,3 +240,23 @@ def conv_transpose_pow2scaled(
     attrs["output_padding"] = tuple(output_padding or ())
     attrs["output_shape"] = tuple(output_shape or ())
     return _create_op("ConvTranspose", [t, weight, log2_scale], attrs, ["convtranspose_out"])[0]
+
+
+define(OpDef("ConvDataGrad", to_shape, flops=_data_grad_flops))
+define(OpDef("ConvWeightsGrad", to_shape, flops=_weights_grad_flops))
+
+
+@gradient("Conv")
+def _gradients(site: GradSite) -> Grads:
+    if len(site.op.inputs) > 2:
+        raise site.refusal("float8 convolutions have no gradient")
+
+    def of_data() -> Tensor:
+        shape = site.in_spec(0).shape
+        return gradient_op("ConvDataGrad", site.grad(), site.input(1), **site.attrs, shape=shape)
+
+    def of_weight() -> Tensor:
+        shape = site.in_spec(1).shape
+        return gradient_op("ConvWeightsGrad", site.grad(), site.input(0), **site.attrs, shape=shape)
+
+    return [of_data, of_weight]

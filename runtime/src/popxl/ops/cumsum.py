@@ -8,6 +8,8 @@ from typing import Any, Optional
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import checked_axis
+from popxl.ops.gradients import Grads, GradSite, gradient
+from popxl.ops.slice import slice
 from popxl.ops.utils import _create_op, check_in_graph, handle_negative_axis
 from popxl.tensor import Tensor, constant
 from popxl_torch.ir.opdef import OpDef, define
@@ -40,3 +42,14 @@ def cumsum(t: Tensor, dim: Optional[int] = 0) -> Tensor:
     # PopART takes the axis as a second input; programs that list a graph's tensors see it.
     dim_tensor = constant(axis, dtypes.int64, "dim")
     return _create_op("CumSum", [t, dim_tensor], {"axis": axis}, ["cumsum_out"])[0]
+
+
+@gradient("CumSum")
+def _gradients(site: GradSite) -> Grads:
+    axis = site.attrs["axis"]
+
+    def grad() -> Tensor:
+        backwards = cumsum(slice(site.grad(), step=-1, axis=axis), axis)
+        return slice(backwards, step=-1, axis=axis)
+
+    return [grad, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import unary
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import OpDef, define, same
 
@@ -26,3 +27,8 @@ def detach(t: Tensor) -> Tensor:
 def detach_(t: Tensor) -> Tensor:
     """As :func:`detach`, but the result is an alias of ``t``."""
     return unary("DetachInplace", t, "detach_out")
+
+
+@gradient("Detach")
+def _gradients(site: GradSite) -> Grads:
+    return [None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, List
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, zeros
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -54,3 +55,16 @@ def dynamic_slice(
     check_tensor_ipu_and_tile_set(t=t, index=index)
     attrs = {"axes": tuple(axes), "sizes": tuple(sizes), "no_overlap": bool(no_overlap)}
     return _create_op("DynamicSlice", [t, index], attrs, ["dynamic_slice_out"])[0]
+
+
+@gradient("DynamicSlice")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        from popxl.ops.dynamic_update import dynamic_update
+
+        attrs = site.attrs
+        whole = zeros(site.in_spec())
+        window = attrs["axes"], attrs["sizes"], attrs["no_overlap"]
+        return dynamic_update(whole, site.input(1), site.grad(), *window)
+
+    return [grad, None]

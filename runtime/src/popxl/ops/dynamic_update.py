@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
-from popxl.ops.dynamic_slice import check_index
+from popxl.ops.dynamic_slice import check_index, dynamic_slice
+from popxl.ops.gradients import Grads, GradSite, gradient, zeros
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import OpDef, define
@@ -74,3 +75,18 @@ def dynamic_update_(
 ) -> Tensor:
     """:func:`dynamic_update` in place; returns an alias of ``t``."""
     return _update("DynamicUpdateInplace", t, index, t_update, axes, sizes, no_overlap)
+
+
+@gradient("DynamicUpdate")
+def _gradients(site: GradSite) -> Grads:
+    attrs = site.attrs
+    window = attrs["axes"], attrs["sizes"], attrs["no_overlap"]
+
+    def kept() -> Tensor:
+        return dynamic_update(site.grad(), site.input(1), zeros(site.in_spec(2)), *window)
+
+    def replaced() -> Tensor:
+        axes, sizes, no_overlap = window
+        return dynamic_slice(site.grad(), site.input(1), list(axes), list(sizes), no_overlap)
+
+    return [kept, None, replaced]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import binary, define_elementwise
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import comparison
 
@@ -24,3 +25,8 @@ def equal(lhs: Tensor, rhs: Tensor) -> Tensor:
         popart_exception: dtypes differ or shapes do not broadcast.
     """
     return binary("Equal", "equal_out", lhs=lhs, rhs=rhs)
+
+
+@gradient("Equal")
+def _gradients(site: GradSite) -> Grads:
+    raise site.refusal("Equal does not have a valid grad op")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_elementwise, unary
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 
 define_elementwise("Exp", inplace="ExpInplace")
@@ -24,3 +25,8 @@ def exp(t: Tensor) -> Tensor:
 def exp_(t: Tensor) -> Tensor:
     """As :func:`exp`, but in place; returns an alias of ``t``."""
     return unary("ExpInplace", t, "exp_inplace_out")
+
+
+@gradient("Exp")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: site.grad() * site.output()]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -106,3 +107,16 @@ def tied_gather(
 ) -> Tensor:
     """:func:`gather` of a table that a matrix product uses as well."""
     return _gather("PopartTiedGather", t, indices, axis, 1, zero_OOR, "tiedgather_out")
+
+
+define(OpDef("GatherGrad", to_shape))
+
+
+@gradient("Gather", "PopartTiedGather")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        kept = {key: site.attrs[key] for key in ("axis", "group_size")}
+        shape = site.in_spec().shape
+        return gradient_op("GatherGrad", site.grad(), site.input(1), **kept, shape=shape)
+
+    return [grad, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_elementwise, unary
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, like_last
 from popxl.tensor import Tensor
 
 define_elementwise("Gelu", inplace="GeluInplace")
@@ -25,3 +26,11 @@ def gelu(t: Tensor) -> Tensor:
 def gelu_(t: Tensor) -> Tensor:
     """As :func:`gelu`, but in place; returns an alias of ``t``."""
     return unary("GeluInplace", t, "gelu_inplace_out")
+
+
+define_elementwise("GeluGrad", like_last)
+
+
+@gradient("Gelu")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: gradient_op("GeluGrad", site.grad(), site.input())]

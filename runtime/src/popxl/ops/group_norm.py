@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -13,6 +15,14 @@ from popxl_torch.ir.opdef import OpDef, define
 from popxl_torch.ir.records import Spec
 
 _NAMES = ["group_norm_out", "group_norm_mean", "group_norm_inv_std_dev"]
+
+
+_GRAD_NAMES = ["group_norm_grad", "group_norm_weight_grad", "group_norm_bias_grad"]
+
+
+def _infer_grads(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
+    _, t, weight = specs
+    return [t, weight, weight]
 
 
 def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
@@ -56,3 +66,21 @@ def layer_norm(t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     for (rows, hidden) only.
     """
     return group_norm(t, weight, bias, 1, eps)
+
+
+define(
+    OpDef("GroupNormalizationGrad", _infer_grads, flops=lambda ins, outs, attrs: 12 * outs[0].nelms)
+)
+
+
+@gradient("GroupNormalization")
+def _gradients(site: GradSite) -> Grads:
+    if any(site._grads[1:]):
+        raise site.refusal("the statistics of a normalisation have no gradient")
+
+    @functools.cache
+    def all_three() -> list[Tensor]:
+        inputs = [site.grad(), site.input(0), site.input(1)]
+        return _create_op("GroupNormalizationGrad", inputs, site.attrs, _GRAD_NAMES)
+
+    return [lambda: all_three()[0], lambda: all_three()[1], lambda: all_three()[2]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import OpDef, define, same
@@ -25,3 +26,8 @@ def identity(t: Tensor, output_name: Optional[str] = None) -> Tensor:
 
 
 rename = identity
+
+
+@gradient("Identity")
+def _gradients(site: GradSite) -> Grads:
+    return [site.grad]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional, Tuple, get_args
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -74,3 +75,13 @@ def interpolate(
         "transformation": coordinate_transformation_mode,
     }
     return _create_op("Resize", [t], attrs, ["interpolate_out"])[0]
+
+
+define(OpDef("ResizeGrad", to_shape))
+
+
+@gradient("Resize")
+def _gradients(site: GradSite) -> Grads:
+    return [
+        lambda: gradient_op("ResizeGrad", site.grad(), **site.attrs, shape=site.in_spec().shape)
+    ]

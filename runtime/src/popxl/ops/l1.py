@@ -6,6 +6,8 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.gradients import Grads, GradSite, gradient, unreduced
+from popxl.ops.sign import sign
 from popxl.tensor import Tensor
 
 define_reduction("ReduceL1")
@@ -28,3 +30,8 @@ def l1(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceL1", t, axis, keepdims, "l1_out")
+
+
+@gradient("ReduceL1")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: sign(site.input()) * unreduced(site, site.grad())]

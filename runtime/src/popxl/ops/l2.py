@@ -6,7 +6,9 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
-from popxl.tensor import Tensor
+from popxl.ops.gradients import Grads, GradSite, gradient, select, unreduced
+from popxl.ops.greater import greater
+from popxl.tensor import Tensor, constant
 
 define_reduction("ReduceL2")
 
@@ -28,3 +30,14 @@ def l2(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceL2", t, axis, keepdims, "l2_out")
+
+
+@gradient("ReduceL2")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        norm = site.output()
+        # A norm of 0 has gradient 0, not 0 / 0.
+        share = select(greater(norm, constant(0, norm.dtype, "zero")), site.grad() / norm)
+        return site.input() * unreduced(site, share)
+
+    return [grad]

@@ -6,6 +6,8 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.exp import exp
+from popxl.ops.gradients import Grads, GradSite, gradient, unreduced
 from popxl.tensor import Tensor
 
 define_reduction("ReduceLogSum")
@@ -28,3 +30,8 @@ def logsum(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceLogSum", t, axis, keepdims, "logsum_out")
+
+
+@gradient("ReduceLogSum")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: unreduced(site, site.grad() / exp(site.output()))]

@@ -6,6 +6,8 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.exp import exp
+from popxl.ops.gradients import Grads, GradSite, gradient, unreduced
 from popxl.tensor import Tensor
 
 define_reduction("ReduceLogSumExp")
@@ -28,3 +30,12 @@ def logsumexp(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceLogSumExp", t, axis, keepdims, "logsumexp_out")
+
+
+@gradient("ReduceLogSumExp")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        shares = exp(site.input() - unreduced(site, site.output()))
+        return shares * unreduced(site, site.grad())
+
+    return [grad]

@@ -7,8 +7,12 @@ from typing import Any, Optional
 
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, sum_to
+from popxl.ops.reshape import reshape
+from popxl.ops.transpose import transpose
 from popxl.ops.utils import (
     _create_op,
+    cast_if_needed,
     check_in_graph,
     check_tensor_ipu_and_tile_set,
     convert_optional_dtype,
@@ -135,3 +139,35 @@ def matmul_pow2scaled(
     check_in_graph(get_current_context().graph, lhs=lhs, rhs=rhs, log2_scale=log2_scale)
     check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs, log2_scale=log2_scale)
     return _create_op("MatMul", [lhs, rhs, log2_scale], attrs, ["matmul_pow2scaled_out"])[0]
+
+
+def _transposed(t: Tensor) -> Tensor:
+    """The last two axes exchanged."""
+    return transpose(t, (*range(t.rank - 2), t.rank - 1, t.rank - 2))
+
+
+@gradient("MatMul")
+def _gradients(site: GradSite) -> Grads:
+    if len(site.op.inputs) > 2:
+        raise site.refusal("float8 products have no gradient")
+    left, right = site.in_spec(0), site.in_spec(1)
+    # Vectors are matrices of one row or column while gradients are computed.
+    rows = left.shape if len(left.shape) > 1 else (1, *left.shape)
+    columns = right.shape if len(right.shape) > 1 else (*right.shape, 1)
+
+    def grad() -> Tensor:
+        batch = broadcast_shapes(rows[:-2], columns[:-2])
+        t = reshape(site.grad(), (*batch, rows[-2], columns[-1]))
+        return cast_if_needed(t, dtypes.dtype.as_dtype(left.dtype))
+
+    def of_left() -> Tensor:
+        t = grad() @ _transposed(reshape(site.input(1), columns))
+        return reshape(sum_to(t, rows), left.shape)
+
+    def of_right() -> Tensor:
+        x, g = reshape(site.input(0), rows), grad()
+        if len(columns) == 2 and len(rows) > 2:  # one product instead of a sum of products
+            x, g = reshape(x, (-1, rows[-1])), reshape(g, (-1, columns[-1]))
+        return reshape(sum_to(_transposed(x) @ g, columns), right.shape)
+
+    return [of_left, of_right]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Iterable, Optional, Union
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import define_elementwise, define_reduction, reduction
+from popxl.ops.equal import equal
+from popxl.ops.gradients import Grads, GradSite, gradient, select, unreduced
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 
@@ -49,3 +52,20 @@ def maximum(*ts: Tensor) -> Tensor:
     check_in_graph(get_current_context().graph, *ts)
     check_tensor_ipu_and_tile_set(*ts)
     return _create_op("Max", list(ts), names=["maximum_out"])[0]
+
+
+@gradient("Max")
+def _gradients_0(site: GradSite) -> Grads:
+    def chosen(index: int) -> Tensor:
+        return select(equal(site.input(index), site.output()), site.grad())
+
+    return [functools.partial(chosen, index) for index in range(len(site.op.inputs))]
+
+
+@gradient("ReduceMax")
+def _gradients_1(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        chosen = equal(site.input(), unreduced(site, site.output()))
+        return select(chosen, unreduced(site, site.grad()))
+
+    return [grad]

@@ -6,6 +6,7 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.gradients import Grads, GradSite, gradient, unreduced
 from popxl.tensor import Tensor
 
 define_reduction("ReduceMean")
@@ -28,3 +29,9 @@ def mean(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceMean", t, axis, keepdims, "mean_out")
+
+
+@gradient("ReduceMean")
+def _gradients(site: GradSite) -> Grads:
+    share = site.out_spec().nelms / site.in_spec().nelms
+    return [lambda: unreduced(site, site.grad() * share)]

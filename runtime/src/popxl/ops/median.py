@@ -7,6 +7,7 @@ from typing import Any, Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import infer_reduction, reduction
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import OpDef, define
 from popxl_torch.ir.records import Spec
@@ -37,3 +38,16 @@ def median(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceMedian", t, axis, keepdims, "median_out", "median_indices_out")
+
+
+define(OpDef("ReduceMedianGrad", to_shape))
+
+
+@gradient("ReduceMedian")
+def _gradients(site: GradSite) -> Grads:
+    axes, shape = site.attrs["axes"], site.in_spec().shape
+    return [
+        lambda: gradient_op(
+            "ReduceMedianGrad", site.grad(), site.output(1), axes=axes, shape=shape
+        ),
+    ]

@@ -6,6 +6,8 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.equal import equal
+from popxl.ops.gradients import Grads, GradSite, gradient, select, unreduced
 from popxl.tensor import Tensor
 
 define_reduction("ReduceMin")
@@ -28,3 +30,12 @@ def min(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceMin", t, axis, keepdims, "min_out")
+
+
+@gradient("ReduceMin")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        chosen = equal(site.input(), unreduced(site, site.output()))
+        return select(chosen, unreduced(site, site.grad()))
+
+    return [grad]

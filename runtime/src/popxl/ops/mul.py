@@ -7,6 +7,7 @@ from typing import Any
 
 from popxl.context import op_debug_context
 from popxl.ops._families import binary, define_elementwise
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import broadcast_shapes, elementwise, join_meta_shapes
 from popxl_torch.ir.records import Spec
@@ -40,3 +41,8 @@ def mul(lhs: Tensor, rhs: Tensor) -> Tensor:
         popart_exception: dtypes differ or shapes do not broadcast.
     """
     return binary("Mul", "mul_out", lhs=lhs, rhs=rhs)
+
+
+@gradient("Mul")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: site.grad() * site.input(1), lambda: site.grad() * site.input(0)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_elementwise, unary
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 
 define_elementwise("Neg")
@@ -18,3 +19,8 @@ def negate(t: Tensor) -> Tensor:
         ValueError: ``t`` is not in the current graph.
     """
     return unary("Neg", t, "negate_out")
+
+
+@gradient("Neg")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: -site.grad()]

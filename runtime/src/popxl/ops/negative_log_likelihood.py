@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional, Tuple, Union
 
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, like_last
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor, constant
 from popxl_torch.ir.errors import popart_exception
@@ -104,3 +105,14 @@ def nll_loss_with_softmax_grad(
     names = ["loss", "dx"]
     loss, dx = _create_op("NlllWithSoftmaxGradDirect", [probs, labels, loss_grad], attrs, names)
     return loss, dx
+
+
+define(OpDef("NllGrad", like_last))
+
+
+@gradient("Nll")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        return gradient_op("NllGrad", site.grad(), site.input(1), site.input(0), **site.attrs)
+
+    return [grad, None]

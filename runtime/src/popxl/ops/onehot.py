@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -49,3 +50,16 @@ def onehot(t: Tensor, num_classes: Tensor, values: Tensor, axis: int) -> Tensor:
         "axis": t.rank if axis == -1 else axis,
     }
     return _create_op("OneHot", [t, num_classes, values], attrs, ["onehot_out"])[0]
+
+
+define(OpDef("OnehotGrad", to_shape))
+
+
+@gradient("OneHot")
+def _gradients(site: GradSite) -> Grads:
+    axis = site.attrs["axis"]
+    return [
+        None,
+        None,
+        lambda: gradient_op("OnehotGrad", site.grad(), site.input(0), axis=axis, shape=(2,)),
+    ]

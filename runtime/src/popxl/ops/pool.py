@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional, Tuple, get_args
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops.conv import PadType
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, like_last, to_shape
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -132,3 +133,23 @@ def max_pool(
     )
     attrs["storage_order"] = storage_order
     return _pool("MaxPool", t, kernel_size, attrs, "maxpool_out")
+
+
+define(OpDef("AveragePoolGrad", to_shape, flops=_flops))
+define(OpDef("MaxPoolGrad", like_last, flops=_flops))
+
+
+@gradient("AveragePool")
+def _gradients_0(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        return gradient_op("AveragePoolGrad", site.grad(), **site.attrs, shape=site.in_spec().shape)
+
+    return [grad]
+
+
+@gradient("MaxPool")
+def _gradients_1(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        return gradient_op("MaxPoolGrad", site.grad(), site.output(), site.input(), **site.attrs)
+
+    return [grad]

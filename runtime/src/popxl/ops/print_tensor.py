@@ -7,6 +7,7 @@ from typing import Literal
 
 from popxl.context import op_debug_context
 from popxl.ops._families import unary
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import OpDef, define, same
 
@@ -87,3 +88,14 @@ def print_tensor(
         **asdict(written),
     }
     return unary("PrintTensor", t, "print_out", attrs)
+
+
+@gradient("PrintTensor")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        if not site.attrs["print_gradient"]:
+            return site.grad()
+        attrs = {**site.attrs, "title": f"{site.attrs['title']}_gradient", "print_self": True}
+        return unary("PrintTensor", site.grad(), "print_out", attrs)
+
+    return [grad]

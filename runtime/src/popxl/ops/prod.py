@@ -6,7 +6,9 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, like_last
 from popxl.tensor import Tensor
+from popxl_torch.ir.opdef import OpDef, define
 
 define_reduction("ReduceProd")
 
@@ -28,3 +30,11 @@ def prod(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceProd", t, axis, keepdims, "prod_out")
+
+
+define(OpDef("ReduceProdGrad", like_last))
+
+
+@gradient("ReduceProd")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: gradient_op("ReduceProdGrad", site.grad(), site.input(), **site.attrs)]

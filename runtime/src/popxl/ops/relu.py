@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_elementwise, unary
-from popxl.tensor import Tensor
+from popxl.ops.gradients import Grads, GradSite, gradient, select
+from popxl.ops.greater import greater
+from popxl.tensor import Tensor, constant
 
 define_elementwise("Relu", inplace="ReluInplace")
 
@@ -24,3 +26,12 @@ def relu(t: Tensor) -> Tensor:
 def relu_(t: Tensor) -> Tensor:
     """As :func:`relu`, but in place; returns an alias of ``t``."""
     return unary("ReluInplace", t, "relu_inplace_out")
+
+
+@gradient("Relu")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        y = site.output()
+        return select(greater(y, constant(0, y.dtype, "zero")), site.grad())
+
+    return [grad]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Tuple
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -87,3 +88,8 @@ def flatten_(t: Tensor) -> Tensor:
     """As :func:`flatten`, but the result is an alias of ``t``."""
     check_in_graph(get_current_context().graph, t=t)
     return reshape_(t, (t.nelms,))
+
+
+@gradient("Reshape")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: reshape(site.grad(), site.in_spec().shape)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Tuple
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -62,3 +63,16 @@ def roi_align(
         "sampling_ratio": int(sampling_ratio),
     }
     return _create_op("RoiAlign", [t, rois, batch_index], attrs, ["roi_align_out"])[0]
+
+
+define(OpDef("RoiAlignGrad", to_shape))
+
+
+@gradient("RoiAlign")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        regions = site.input(1), site.input(2)
+        shape = site.in_spec().shape
+        return gradient_op("RoiAlignGrad", site.grad(), *regions, **site.attrs, shape=shape)
+
+    return [grad, None, None]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, zeros
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -27,6 +28,10 @@ def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
             f"scatter: expected integer indices and values of {t.dtype}, got {indices} and {values}"
         )
     return [t]
+
+
+def _infer_elements(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
+    return [Spec(specs[1].shape, specs[0].dtype)]
 
 
 define(OpDef("Scatter", _infer, moves_data=True))
@@ -56,3 +61,19 @@ def scatter(
     check_tensor_ipu_and_tile_set(t=t, indices=indices, values=values)
     attrs = {"axis": axis + t.rank if axis < 0 else axis}
     return _create_op("Scatter", [t, indices, values], attrs, ["scatter_out"])[0]
+
+
+define(OpDef("GatherElements", _infer_elements, moves_data=True))
+
+
+@gradient("Scatter")
+def _gradients(site: GradSite) -> Grads:
+    axis = site.attrs["axis"]
+
+    def kept() -> Tensor:
+        return scatter(site.grad(), site.input(1), zeros(site.in_spec(2)), axis)
+
+    def written() -> Tensor:
+        return gradient_op("GatherElements", site.grad(), site.input(1), axis=axis)
+
+    return [kept, None, written]

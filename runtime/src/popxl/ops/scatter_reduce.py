@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.equal import equal
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, select, to_shape, zeros
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -111,3 +113,37 @@ def scatter_reduce(
         bool(enable_index_broadcast),
         available_memory_proportion,
     )
+
+
+define(OpDef("ScatterReduceGrad", to_shape, moves_data=True))
+
+
+@gradient("ScatterReduce")
+def _gradients(site: GradSite) -> Grads:
+    attrs = {key: site.attrs[key] for key in ("axis", "group_size")}
+    by_choice = site.attrs["reduction"] in ("min", "max")
+
+    def spread(t: Tensor) -> Tensor:
+        return gradient_op(
+            "ScatterReduceGrad", t, site.input(1), **attrs, shape=site.in_spec(0).shape
+        )
+
+    def of_data() -> Tensor:
+        grad = spread(site.grad())
+        return select(equal(site.input(0), spread(site.output())), grad) if by_choice else grad
+
+    def of_initial() -> Tensor:
+        if by_choice:
+            return select(equal(site.input(2), site.output()), site.grad())
+        if site.attrs["reduction"] == "sum":
+            return site.grad()
+        return grouped_scatter_reduce(
+            zeros(site.in_spec(0)),
+            site.input(1),
+            "none",
+            site.grad(),
+            group_size=attrs["group_size"],
+            axis=attrs["axis"],
+        )
+
+    return [of_data, None, of_initial][: len(site.op.inputs)]

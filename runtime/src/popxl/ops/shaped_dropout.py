@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -40,3 +41,9 @@ def shaped_dropout(t: Tensor, seed_tensor: Tensor, shape: Iterable[int], ratio: 
     check_tensor_ipu_and_tile_set(t=t, seed_tensor=seed_tensor)
     attrs = {"shape": tuple(shape), "ratio": float(ratio)}
     return _create_op("ShapedDropout", [t, seed_tensor], attrs, ["shapeddropout_out"])[0]
+
+
+@gradient("ShapedDropout")
+def _gradients(site: GradSite) -> Grads:
+    shape, ratio = site.attrs["shape"], site.attrs["ratio"]
+    return [lambda: shaped_dropout(site.grad(), site.input(1), shape, ratio), None]

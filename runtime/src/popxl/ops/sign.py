@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_elementwise, unary
+from popxl.ops.gradients import Grads, GradSite, gradient, zeros
 from popxl.tensor import Tensor
 
 define_elementwise("Sign")
@@ -18,3 +19,8 @@ def sign(t: Tensor) -> Tensor:
         ValueError: ``t`` is not in the current graph.
     """
     return unary("Sign", t, "sign_out")
+
+
+@gradient("Sign")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: zeros(site.in_spec())]

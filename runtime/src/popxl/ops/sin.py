@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_elementwise, unary
+from popxl.ops.cos import cos
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 
 define_elementwise("Sin")
@@ -18,3 +20,8 @@ def sin(t: Tensor) -> Tensor:
         ValueError: ``t`` is not in the current graph.
     """
     return unary("Sin", t, "sin_out")
+
+
+@gradient("Sin")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: site.grad() * cos(site.input())]

@@ -8,6 +8,7 @@ from typing import Any, List, Optional, Tuple, Union
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import checked_axis
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -133,3 +134,11 @@ def slice_(
 ) -> Tensor:
     """As :func:`slice`, but the result is an alias of ``t``."""
     return _slice("SliceInplace", t, start, stop, step, axis)
+
+
+define(OpDef("SliceGrad", to_shape, moves_data=True))
+
+
+@gradient("Slice")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: gradient_op("SliceGrad", site.grad(), **site.attrs, shape=site.in_spec().shape)]

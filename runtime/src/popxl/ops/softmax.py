@@ -7,6 +7,7 @@ from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import checked_axis
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, like_last
 from popxl.ops.utils import _create_op, check_in_graph, handle_negative_axis
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import OpDef, define
@@ -37,3 +38,12 @@ def softmax(t: Tensor, axis: int) -> Tensor:
     check_in_graph(get_current_context().graph, t=t)
     axis = handle_negative_axis(t, axis)
     return _create_op("Softmax", [t], {"axis": axis}, ["softmax_out"])[0]
+
+
+define(OpDef("SoftmaxGrad", like_last, flops=lambda ins, outs, attrs: 4 * outs[0].nelms))
+
+
+@gradient("Softmax")
+def _gradients(site: GradSite) -> Grads:
+    axis = site.attrs["axis"]
+    return [lambda: gradient_op("SoftmaxGrad", site.grad(), site.output(), axis=axis)]

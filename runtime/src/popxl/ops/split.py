@@ -7,6 +7,8 @@ from typing import Any, List, Union
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import checked_axis
+from popxl.ops.concat import concat
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph, handle_negative_axis
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -57,3 +59,12 @@ def split(t: Tensor, splits: Union[int, List[int]], axis: int = 0) -> List[Tenso
     sizes = tuple(int(size) for size in splits)
     names = [f"{t.name}_split_{i}" for i in range(len(sizes))]
     return _create_op("Split", [t], {"axis": axis, "sizes": sizes}, names)
+
+
+@gradient("Split")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        parts = [site.grad(index) for index in range(len(site.op.outputs))]
+        return concat(parts, site.attrs["axis"])
+
+    return [grad]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from popxl.context import op_debug_context
 from popxl.ops._families import binary, define_elementwise
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.tensor import Tensor
 
 define_elementwise("Sub")
@@ -23,3 +24,8 @@ def sub(lhs: Tensor, rhs: Tensor) -> Tensor:
         popart_exception: dtypes differ or shapes do not broadcast.
     """
     return binary("Sub", "sub_out", lhs=lhs, rhs=rhs)
+
+
+@gradient("Sub")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: site.grad(), lambda: -site.grad()]

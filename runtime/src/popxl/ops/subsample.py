@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Iterable, Union
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, gradient_op, to_shape
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -47,3 +48,12 @@ def subsample(t: Tensor, strides: Union[int, Iterable[int]]) -> Tensor:
         raise ValueError(f"{len(strides)} strides for {t}, which has {t.rank} axes.")
     strides.extend([1] * (t.rank - len(strides)))
     return _create_op("Subsample", [t], {"strides": tuple(strides)}, ["subsample_out"])[0]
+
+
+define(OpDef("SubsampleGrad", to_shape, moves_data=True))
+
+
+@gradient("Subsample")
+def _gradients(site: GradSite) -> Grads:
+    strides, shape = site.attrs["strides"], site.in_spec().shape
+    return [lambda: gradient_op("SubsampleGrad", site.grad(), strides=strides, shape=shape)]

@@ -6,7 +6,9 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.gradients import Grads, GradSite, gradient, to_shape, unreduced
 from popxl.tensor import Tensor
+from popxl_torch.ir.opdef import OpDef, define
 
 define_reduction("ReduceSum")
 
@@ -28,3 +30,11 @@ def sum(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceSum", t, axis, keepdims, "sum_out")
+
+
+define(OpDef("Unreduce", to_shape, moves_data=True))
+
+
+@gradient("ReduceSum")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: unreduced(site, site.grad())]

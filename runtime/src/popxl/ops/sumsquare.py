@@ -6,6 +6,7 @@ from typing import Iterable, Optional, Union
 
 from popxl.context import op_debug_context
 from popxl.ops._families import define_reduction, reduction
+from popxl.ops.gradients import Grads, GradSite, gradient, unreduced
 from popxl.tensor import Tensor
 
 define_reduction("ReduceSumSquare")
@@ -28,3 +29,8 @@ def sumsquare(
         popart_exception: an axis is out of range or repeated.
     """
     return reduction("ReduceSumSquare", t, axis, keepdims, "sumsquare_out")
+
+
+@gradient("ReduceSumSquare")
+def _gradients(site: GradSite) -> Grads:
+    return [lambda: site.input() * unreduced(site, site.grad() * 2.0)]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Tuple
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient, zeros
+from popxl.ops.scatter import scatter
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -58,3 +60,11 @@ def topk(
     attrs = {"k": k, "axis": axis, "largest": bool(largest), "sorted": bool(sorted)}
     values, indices = _create_op("TopK", [t], attrs, ["topk_out_value", "topk_out_indices"])
     return values, indices
+
+
+@gradient("TopK")
+def _gradients(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        return scatter(zeros(site.in_spec()), site.output(1), site.grad(), site.attrs["axis"])
+
+    return [grad]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Tuple
 
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -55,3 +56,10 @@ def transpose(t: Tensor, permutation: Optional[Tuple[int, ...]] = None) -> Tenso
 def transpose_(t: Tensor, permutation: Optional[Tuple[int, ...]] = None) -> Tensor:
     """As :func:`transpose`, but the result is an alias of ``t``."""
     return _transpose("TransposeInplace", t, permutation)
+
+
+@gradient("Transpose")
+def _gradients(site: GradSite) -> Grads:
+    perm = site.attrs["perm"]
+    inverse = tuple(perm.index(axis) for axis in range(len(perm)))
+    return [lambda: transpose(site.grad(), inverse)]

@@ -8,6 +8,8 @@ from typing import Any
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops._families import binary, define_elementwise
+from popxl.ops.gradients import Grads, GradSite, gradient, select
+from popxl.ops.logical_not import logical_not
 from popxl.ops.utils import cast_if_needed, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl.tensor import Tensor
 from popxl_torch.ir.opdef import broadcast_shapes, elementwise
@@ -42,3 +44,12 @@ def where(condition: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
     check_tensor_ipu_and_tile_set(condition=condition, lhs=lhs, rhs=rhs)
     condition = cast_if_needed(condition, dtypes.bool)
     return binary("Where", "where_out", condition=condition, lhs=lhs, rhs=rhs)
+
+
+@gradient("Where")
+def _gradients(site: GradSite) -> Grads:
+    def chosen(lhs: bool) -> Tensor:
+        condition = site.input(0)
+        return select(condition if lhs else logical_not(condition), site.grad())
+
+    return [None, lambda: chosen(True), lambda: chosen(False)]

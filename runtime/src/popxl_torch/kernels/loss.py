@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
+from popxl_torch.ir.records import Spec
 from popxl_torch.kernels.registry import Site, kernel
 
 _SMALLEST = {"float16": 6.1e-5}
 _SMALLEST_ELSE = 1e-7
+
+
+def smallest_probability(spec: Spec) -> float:
+    """What smaller probabilities of this dtype count as."""
+    return _SMALLEST.get(spec.dtype, _SMALLEST_ELSE)
+
+
+def label_counts(attrs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """Whether each label counts, as it is not the one to ignore."""
+    ignored = attrs["ignore_index"]
+    return torch.ones_like(labels, dtype=torch.bool) if ignored is None else labels != ignored
 
 
 def _losses(
@@ -18,12 +31,11 @@ def _losses(
     """(negative log-likelihood, whether it counts) per label."""
     spec = site.ins[0]
     assert spec is not None
-    ignored = site.attrs["ignore_index"]
-    counts = torch.ones_like(labels, dtype=torch.bool) if ignored is None else labels != ignored
+    counts = label_counts(site.attrs, labels)
     index = torch.where(counts, labels, 0).long().unsqueeze(-1)
     chosen = probs.gather(-1, index).squeeze(-1)
     if not site.attrs["log_prob"]:
-        chosen = chosen.clamp(min=_SMALLEST.get(spec.dtype, _SMALLEST_ELSE)).log()
+        chosen = chosen.clamp(min=smallest_probability(spec)).log()
     return torch.where(counts, -chosen, torch.zeros_like(chosen)), counts
 
 

@@ -40,7 +40,7 @@ def _by_rank(table: dict[int, _Run], rank: int, site: Site) -> _Run:
     return table[rank]
 
 
-def _operands(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def operands(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One dtype for both: the narrower on GPUs; never half on CPUs, where it is slow and rounds."""
     if x.is_cuda:
         narrow = x.dtype if x.element_size() < w.element_size() else w.dtype
@@ -49,7 +49,7 @@ def _operands(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return x.to(wide), w.to(wide)
 
 
-def _flat_pads(pads: list[tuple[int, int]]) -> list[int]:
+def flat_pads(pads: list[tuple[int, int]]) -> list[int]:
     """(begin, end) per axis in the order of functional.pad: last axis first."""
     return [size for pair in reversed(pads) for size in pair]
 
@@ -66,10 +66,10 @@ def conv(site: Site, lead: int) -> _Run:
     own = attrs["pad_type"] == "not_set" and attrs["pads"][:rank] == attrs["pads"][rank:]
     own = own or begins == ends
     padding = begins if own else (0,) * rank
-    outer = None if own else _flat_pads(pads)
+    outer = None if own else flat_pads(pads)
 
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        x, w = _operands(x, w)
+        x, w = operands(x, w)
         if outer is not None:
             x = functional.pad(x, outer)
         return convolve(x, w, None, attrs["strides"], padding, attrs["dilations"], attrs["groups"])
@@ -91,9 +91,9 @@ def conv_transpose(site: Site, lead: int) -> _Run:
     cut = [(-b, n + b - f) for b, n, f in zip(begins, sizes, full, strict=True)]
 
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        x, w = _operands(x, w)
+        x, w = operands(x, w)
         y = convolve(x, w, None, attrs["strides"], 0, 0, attrs["groups"], 1)
-        return functional.pad(y, _flat_pads(cut))
+        return functional.pad(y, flat_pads(cut))
 
     return scaled_product(site, run) if t.dtype in FLOAT8 else run
 
@@ -126,7 +126,7 @@ def _pool_layout(site: Site) -> tuple[int, list[tuple[int, int]], list[int]]:
     sizes = [n - out_pads[i] - out_pads[rank + i] for i, n in enumerate(site.outs[0].shape[2:])]
     spread = [d * (n - 1) + 1 for n, d in zip(t.shape[2:], attrs["in_dilations"], strict=True)]
     pads = window_pads(spread, sizes, attrs["kernel_size"], attrs)
-    around = _flat_pads([(out_pads[i], out_pads[rank + i]) for i in range(rank)])
+    around = flat_pads([(out_pads[i], out_pads[rank + i]) for i in range(rank)])
     return rank, pads, around
 
 
@@ -151,8 +151,8 @@ def average_pool(site: Site, lead: int) -> _Run:
     def run(x: torch.Tensor) -> torch.Tensor:
         present = _spread(torch.ones_like(x[:1, :1]), attrs["in_dilations"], 0.0)
         x = _spread(x, attrs["in_dilations"], 0.0)
-        total = _windows(functional.pad(x, _flat_pads(pads)), site).sum(inner)
-        count = _windows(functional.pad(present, _flat_pads(pads)), site).sum(inner)
+        total = _windows(functional.pad(x, flat_pads(pads)), site).sum(inner)
+        count = _windows(functional.pad(present, flat_pads(pads)), site).sum(inner)
         return functional.pad(total / count.clamp(min=1), around)
 
     return run
@@ -171,7 +171,7 @@ def max_pool(site: Site, lead: int) -> _Run:
 
     def run(x: torch.Tensor) -> torch.Tensor:
         x = _spread(x, attrs["in_dilations"], low)
-        windows = _windows(functional.pad(x, _flat_pads(pads), value=low), site)
+        windows = _windows(functional.pad(x, flat_pads(pads), value=low), site)
         return functional.pad(windows.amax(inner), around)
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,17 @@ def _taps(x: np.ndarray, size: int, mode: str, nearest: str) -> list[tuple[np.nd
     return [(np.clip(at, 0, size - 1).astype(np.int64), weight) for at, weight in taps]
 
 
+def axis_taps(
+    attrs: Mapping[str, Any], axis: int, size: int, count: int
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """(input positions, weights) of each tap of an axis; None if it is not resized."""
+    scale = attrs["scales"][axis]
+    if scale == 1.0:
+        return None
+    x = _COORDINATES[attrs["transformation"]](np.arange(count, dtype=float), size, count, scale)
+    return _taps(x, size, attrs["mode"], attrs["nearest_mode"])
+
+
 def _axis_resize(axis: int, taps: list[tuple[np.ndarray, np.ndarray]], nearest: bool) -> _Run:
     """A function that resizes one axis, counted from the end."""
     positions = [torch.from_numpy(at) for at, _ in taps]
@@ -85,11 +96,9 @@ def interpolate(site: Site, lead: int) -> _Run:
     assert spec is not None
     resizes = []
     for axis, (size, count) in enumerate(zip(spec.shape, site.outs[0].shape, strict=True)):
-        scale = attrs["scales"][axis]
-        if scale == 1.0:
+        taps = axis_taps(attrs, axis, size, count)
+        if taps is None:
             continue
-        x = _COORDINATES[attrs["transformation"]](np.arange(count, dtype=float), size, count, scale)
-        taps = _taps(x, size, attrs["mode"], attrs["nearest_mode"])
         resizes.append(_axis_resize(axis - len(spec.shape), taps, attrs["mode"] == "nearest"))
 
     def run(t: torch.Tensor) -> torch.Tensor:
@@ -121,20 +130,24 @@ def _bilinear_matrix(at: torch.Tensor, size: int) -> torch.Tensor:
     return result.scatter_add_(1, high, part * share)
 
 
+def region_matrices(
+    attrs: Mapping[str, Any], roi: list[float], sizes: Sequence[int], like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(bins down, height) and (bins across, width) weights of the samples in one region."""
+    x1, y1, x2, y2 = (value * attrs["spatial_scale"] for value in roi)
+    rows, columns = attrs["output_size"]
+    down = _samples(y1, max(y2 - y1, 1.0), rows, attrs["sampling_ratio"])
+    across = _samples(x1, max(x2 - x1, 1.0), columns, attrs["sampling_ratio"])
+    height, width = sizes
+    return _bilinear_matrix(down, height).to(like), _bilinear_matrix(across, width).to(like)
+
+
 @kernel("RoiAlign", batched=False)
 def roi_align(site: Site, lead: int) -> _Run:
     """Average of bilinear samples in each bin. Regions of less than one element count as one."""
-    rows, columns = site.attrs["output_size"]
-    scale, ratio = site.attrs["spatial_scale"], site.attrs["sampling_ratio"]
 
     def one(image: torch.Tensor, roi: list[float]) -> torch.Tensor:
-        x1, y1, x2, y2 = (value * scale for value in roi)
-        down = _samples(y1, max(y2 - y1, 1.0), rows, ratio)
-        across = _samples(x1, max(x2 - x1, 1.0), columns, ratio)
-        down, across = (
-            _bilinear_matrix(at, size).to(image)
-            for at, size in zip((down, across), image.shape[1:], strict=True)
-        )
+        down, across = region_matrices(site.attrs, roi, image.shape[1:], image)
         return down @ image @ across.t()
 
     def run(t: torch.Tensor, rois: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops.collectives.collectives import CollectiveOps, to_collective_op
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.tensor import Tensor
 from popxl_torch.ir.errors import popart_exception
@@ -69,3 +71,20 @@ def all_reduce_identical_grad_inputs(
 ) -> list[Tensor]:
     """All-reduce forward, identity for the gradients."""
     return _all_reduce(ts, ipus, op, "reduce", "identity")
+
+
+@gradient("AllReduce")
+def _gradients(site: GradSite) -> Grads:
+    attrs = site.attrs
+    if attrs["op"] != "add":
+        raise site.refusal(f"all_reduce has a gradient for 'add', not for {attrs['op']!r}")
+
+    @functools.cache
+    def reduced() -> list[Tensor]:
+        grads = [site.grad(index) for index in range(len(site.op.outputs))]
+        ipus = [value.ipu for value in site.op.outputs]
+        return _all_reduce(grads, ipus, "add", attrs["backward"], attrs["forward"])
+
+    return [
+        functools.partial(lambda i: reduced()[i], index) for index in range(len(site.op.inputs))
+    ]

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops.collectives.collectives import _groups, _name
+from popxl.ops.gradients import Grads, GradSite, gradient
+from popxl.ops.reshape import reshape
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Tensor
@@ -65,3 +67,21 @@ def replicated_all_gather(
         mode = "meta_shape" if t.meta_shape else "concat"
     attrs = {"groups": _groups(group), "axis": axis % t.rank, "mode": mode}
     return _create_op("ReplicatedAllGather", [t], attrs, [_name(t, "_all_gathered")])[0]
+
+
+@gradient("ReplicatedAllGather")
+def _gradients(site: GradSite) -> Grads:
+    attrs = site.attrs
+    if attrs["mode"] == "meta_shape":
+        raise site.refusal("a gather to the meta shape has no gradient")
+
+    def grad() -> Tensor:
+        # (quirk) The replica's own part of its own gradient: nothing is summed over replicas.
+        cut = {
+            "groups": attrs["groups"],
+            "axis": 0 if attrs["mode"] == "new_axis" else attrs["axis"],
+        }
+        part = _create_op("ReplicatedSlice", [site.grad()], cut, ["gathered_grad"])[0]
+        return reshape(part, site.in_spec().shape)
+
+    return [grad]

@@ -7,6 +7,9 @@ from typing import Any
 
 from popxl.context import get_current_context, op_debug_context
 from popxl.ops.collectives.collectives import CollectiveOps, _groups, _name, to_collective_op
+from popxl.ops.gradients import Grads, GradSite, gradient
+from popxl.ops.reshape import reshape
+from popxl.ops.slice import slice
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.replica_grouping import ReplicaGrouping
 from popxl.tensor import Tensor
@@ -89,3 +92,32 @@ def replicated_slice(t: Tensor, axis: int = 0, group: ReplicaGrouping | None = N
     return _create_op(
         "ReplicatedSlice", [t], {"groups": groups, "axis": axis}, [_name(t, "_replicated_slice")]
     )[0]
+
+
+def _gathered(t: Tensor, groups: tuple[tuple[int, ...], ...], axis: int) -> Tensor:
+    attrs = {"groups": groups, "axis": axis, "mode": "concat"}
+    return _create_op("ReplicatedAllGather", [t], attrs, ["sliced_grad"])[0]
+
+
+@gradient("ReplicatedSlice")
+def _gradients_0(site: GradSite) -> Grads:
+    def grad() -> Tensor:
+        groups, axis = site.attrs["groups"], site.attrs["axis"]
+        shape = list(site.in_spec().shape)
+        shape[axis] //= len(groups[0])
+        return _gathered(reshape(site.grad(), tuple(shape)), groups, axis)
+
+    return [grad]
+
+
+@gradient("ReplicatedReduceScatter")
+def _gradients_1(site: GradSite) -> Grads:
+    if site.attrs["op"] != "local":
+        raise site.refusal("replicated_reduce_scatter has no gradient")
+
+    def grad() -> Tensor:
+        spec = site.in_spec()
+        flat = _gathered(site.grad(), site.attrs["groups"], 0)
+        return reshape(slice(flat, 0, spec.nelms), spec.shape)
+
+    return [grad]
