@@ -297,7 +297,8 @@ def _scatter_reduce(mode: str) -> tuple[Callable, Callable]:
 INDEXING = {
     "gather": case(ops.gather, lambda x, i: x[long(i)], normal(5, 3), integers(5, 2, 4)),
     "gather_axis": case(
-        lambda x, i: ops.gather(x, i, 1), lambda x, i: x[:, long(i)], normal(3, 5, 2), integers(5, 6)
+        lambda x, i: ops.gather(x, i, 1), lambda x, i: x[:, long(i)],
+        normal(3, 5, 2), integers(5, 6),
     ),
     "gather_out_of_range": case(
         lambda x, i: ops.gather(x, i, zero_OOR=True),
