@@ -11,9 +11,11 @@ import popxl
 from popxl import Tensor, dtypes
 from popxl.context import get_current_context
 from popxl.tensor import HostTensor
+from popxl_addons._build_grad import create_grad_graph, create_grad_graph_info
 from popxl_addons.dot_tree import DotTree
 from popxl_addons.graph import BoundGraph, GraphWithNamedArgs
 from popxl_addons.graph_cache import GraphCache
+from popxl_addons.graph_common import called_graphs_info, grad_info_of, graph_of
 from popxl_addons.named_tensors import NamedTensors
 from popxl_addons.utils import OrderedDict, overrides
 from popxl_addons.variable_factory import (
@@ -142,14 +144,6 @@ class _VarGrads:
         return f"VarGrads({self._grads!r})"
 
 
-def _graph_of(graph: Any) -> popxl.Graph:
-    return graph.graph if isinstance(graph, GraphWithNamedArgs | BoundGraph) else graph
-
-
-def _grad_info_of(info: Any) -> Any:
-    return info.grad_graph_info if isinstance(info, GraphWithNamedArgs) else info
-
-
 class _CalledGraphsGradInfoRefs:
     """Gradients of the graphs that a module calls, its own and its sub-modules'.
 
@@ -170,13 +164,13 @@ class _CalledGraphsGradInfoRefs:
             if isinstance(submap, _CalledGraphsGradInfoRefs):
                 merged.update(submap.consolidate())
             else:
-                merged.update({_graph_of(g): _grad_info_of(i) for g, i in submap.items()})
+                merged.update(called_graphs_info(submap))
         merged.update(self.map)
         return merged
 
     def add(self, fwd_graph: Any, grad_graph: Any) -> None:
         """Record the gradient of a called graph."""
-        self.map[_graph_of(fwd_graph)] = _grad_info_of(grad_graph)
+        self.map[graph_of(fwd_graph)] = grad_info_of(grad_graph)
 
     def add_submap(self, called_graphs_grad_info: Any) -> None:
         """Link the records of a sub-module or called graph."""
@@ -318,8 +312,26 @@ class Module(popxl.Module, metaclass=NameScopeMeta):
         grads_provided: Iterable[Tensor] | None = None,
         grads_required: Iterable[Tensor] | None = None,
     ) -> GraphWithNamedArgs:
-        """The gradient graph from `build_grad`. Not implemented yet."""
-        raise NotImplementedError("popxl_addons.Module.create_grad_graph is not implemented yet")
+        """The gradient graph that `build_grad` makes; appends `aux` to the forward graph's outputs.
+
+        It cannot be run twice on one forward graph.
+
+        Args:
+            fwd_graph: a graph of this module.
+            grads_provided: outputs with an upstream gradient (default all), one input each.
+            grads_required: inputs to differentiate by (default all).
+
+        Returns:
+            A graph whose inputs are the upstream gradients, then what `build_grad` read of `aux`.
+            Its outputs are what `build_grad` returned, then the variables' gradients; (mended) its
+            gradient information pairs them with their inputs whatever the order required.
+
+        Raises:
+            TypeError: `build_grad` takes other than fixed positional parameters.
+            ValueError: tensors that are no outputs or inputs, or named twice; an upstream gradient
+                too many or too few; gradients missing, too many or of another shape.
+        """
+        return create_grad_graph(self, fwd_graph, grads_provided, grads_required, _VarGrads)
 
     def add_variable_factory(self, variable_f: VariableFactory, name: str | None = None) -> Tensor:
         """Register a factory under `name` (default its own) with an input of the current graph."""
@@ -508,15 +520,3 @@ class _CallModule:
             method=self.autodiff,
         )
         self.caller.called_graphs_grad_info.add(self.graph, grad_graph)
-
-
-def create_grad_graph_info(
-    ir: popxl.Ir,
-    fwd_graph: popxl.Graph,
-    grad_graph: popxl.Graph,
-    grad_input_to_fwd_output: OrderedDict[Tensor, Tensor],
-    grad_output_to_fwd_input: OrderedDict[Tensor, Tensor],
-    fwd_tensors: set[Tensor],
-) -> Any:
-    """popxl's gradient information from mappings. Not implemented yet."""
-    raise NotImplementedError("popxl_addons.module.create_grad_graph_info is not implemented yet")

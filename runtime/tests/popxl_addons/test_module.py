@@ -286,15 +286,6 @@ def test_call_module(ir: popxl.Ir):
     assert len(graph.graph.called_graphs) == 2
 
 
-def test_gradients_are_not_implemented(ir: popxl.Ir):
-    _, graph = Shift().create_graph(spec())
-    with pytest.raises(NotImplementedError, match="autodiff"):
-        graph.autodiff()
-    _, written = Written().create_graph(spec())
-    with pytest.raises(NotImplementedError, match="create_grad_graph"):
-        written.autodiff()
-
-
 def test_aux_is_written_forwards():
     aux = _Aux()
     aux["k"] = 3

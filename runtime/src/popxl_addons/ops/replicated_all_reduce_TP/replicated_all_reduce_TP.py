@@ -8,8 +8,12 @@ identical gradient inputs: a sum forwards, nothing backwards.
 from __future__ import annotations
 
 from popart import popart_exception
-from popxl import ReplicaGrouping, Tensor, ops
-from popxl.ops.collectives.collectives import CollectiveOps
+from popxl import ReplicaGrouping, Tensor
+from popxl.context import get_current_context
+from popxl.ops.collectives.collectives import CollectiveOps, _groups
+from popxl.ops.gradients import Grads, GradSite, gradient
+from popxl.ops.utils import _create_op, check_in_graph
+from popxl_torch.ir.opdef import OpDef, define, same
 
 __all__ = [
     "replicated_all_reduce",
@@ -19,6 +23,24 @@ __all__ = [
 
 # popxl's names of reductions; only the sum has the gradients that this module is about.
 _REDUCTIONS = ("add", "mean", "mul", "min", "max", "and", "or", "square_add")
+
+
+# popxl's own all-reduce has no gradient; these have. The engine computes the pure kinds.
+define(OpDef("ReplicatedAllReduceTP", same, pure="ReplicatedAllReduce"))
+define(OpDef("ReplicatedAllReduceTPIdentity", same, pure="Identity", moves_data=True))
+
+
+def _all_reduce(kind: str, t: Tensor, backward: str, group: ReplicaGrouping | None) -> Tensor:
+    attrs = {"op": "add", "groups": _groups(group), "backward": backward}
+    return _create_op(kind, [t], attrs, [f"{t.name.rpartition('/')[2]}_all_reduce"])[0]
+
+
+@gradient("ReplicatedAllReduceTP", "ReplicatedAllReduceTPIdentity")
+def _gradients(site: GradSite) -> Grads:
+    if site.attrs["backward"] == "identity":
+        return [site.grad]
+    attrs = {**site.attrs, "backward": "reduce"}
+    return [lambda: _create_op("ReplicatedAllReduceTP", [site.grad()], attrs, ["grad_sum"])[0]]
 
 
 def _check(op: CollectiveOps, group: ReplicaGrouping | None) -> None:
@@ -40,8 +62,9 @@ def replicated_all_reduce(
         popart_exception: an op other than "add".
         NotImplementedError: the group has no constant stride.
     """
+    check_in_graph(get_current_context().graph, t=t)
     _check(op, group)
-    return ops.collectives.replicated_all_reduce(t, op, group)
+    return _all_reduce("ReplicatedAllReduceTP", t, "reduce", group)
 
 
 def replicated_all_reduce_identical_inputs(
@@ -52,8 +75,9 @@ def replicated_all_reduce_identical_inputs(
     Upstream this is an all-reduce until a pattern removes it; here it is made an identity at once.
     Errors are those of `replicated_all_reduce`.
     """
+    check_in_graph(get_current_context().graph, t=t)
     _check(op, group)
-    return ops.identity(t, output_name=f"{t.name}_all_reduce")
+    return _all_reduce("ReplicatedAllReduceTPIdentity", t, "reduce", group)
 
 
 def replicated_all_reduce_identical_grad_inputs(
@@ -63,5 +87,6 @@ def replicated_all_reduce_identical_grad_inputs(
 
     Errors are those of `replicated_all_reduce`.
     """
+    check_in_graph(get_current_context().graph, t=t)
     _check(op, group)
-    return ops.collectives.replicated_all_reduce(t, op, group)
+    return _all_reduce("ReplicatedAllReduceTP", t, "identity", group)

@@ -9,6 +9,7 @@ import numpy as np
 import popxl
 from popart import popart_exception
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.gradients import Grads, GradSite, gradient
 from popxl.ops.utils import _create_op, check_in_graph, check_tensor_ipu_and_tile_set
 from popxl_torch.ir.opdef import OpDef, define
 
@@ -94,3 +95,12 @@ def rotary_pos_embed(
     check_tensor_ipu_and_tile_set(t=t, sin=sin, cos=cos)
     attrs = {"rotary_dim": rotary_dim or t.shape[-1], "halves": False}
     return _create_op("RotaryPosEmbed", [t, sin, cos], attrs, [f"{t.name}_rotary_pos_embed"])[0]
+
+
+@gradient("RotaryPosEmbed")
+def _gradients(site: GradSite) -> Grads:
+    def rotated_back() -> popxl.Tensor:
+        inputs = [site.grad(), -site.input(1), site.input(2)]
+        return _create_op("RotaryPosEmbed", inputs, site.attrs, ["rotary_pos_embed_grad"])[0]
+
+    return [rotated_back, None, None]
