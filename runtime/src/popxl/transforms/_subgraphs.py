@@ -96,11 +96,11 @@ class Subgraphs:
         assert op.inputs[0] is not None
         condition = backward.forward(op.inputs[0])
         specs = {index: value.spec for index, value in enumerate(op.inputs) if value is not None}
-        graphs = [
+        then, other = (
             branch.with_zeros(args, {index: specs[index] for index in wanted})
             for branch, args in zip(branches, arguments, strict=True)
-        ]
-        return dict(zip(wanted, conditional(condition, *graphs, *arguments), strict=True))
+        )
+        return dict(zip(wanted, conditional(condition, then, other, *arguments), strict=True))
 
 
 class _Branch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import popxl
@@ -14,7 +15,6 @@ from popxl_addons.graph import GraphWithNamedArgs
 from popxl_addons.graph_common import (
     CalledGraphsGradInfo,
     GradGraphInfoLike,
-    GraphLike,
     called_graphs_info,
     graph_of,
 )
@@ -29,7 +29,7 @@ def autodiff(
     graph: GraphWithNamedArgs | popxl.Graph,
     grads_provided: Iterable[popxl.Tensor] | None = None,
     grads_required: Iterable[popxl.Tensor] | None = None,
-    called_graphs_grad_info: Mapping[GraphLike, GradGraphInfoLike] | None = None,
+    called_graphs_grad_info: Mapping[Any, GradGraphInfoLike] | None = None,
 ) -> GraphWithNamedArgs:
     """The graph of the gradients. Adds outputs to `graph`: differentiate, then call.
 

@@ -27,6 +27,11 @@ def _spec(site: Site, index: int) -> Spec:
     return spec
 
 
+def _plain(function: _Run) -> Callable[[Site, int], _Run]:
+    """A factory for functions that need neither attributes nor axes."""
+    return lambda site, lead: function
+
+
 # -- element-wise -------------------------------------------------------------------------------
 
 
@@ -62,7 +67,7 @@ for _kind, _function in {
     "PowArg0Grad": _pow_base_grad,
     "PowArg1Grad": _pow_exponent_grad,
 }.items():
-    kernel(_kind, broadcast=True)(lambda site, lead, function=_function: function)
+    kernel(_kind, broadcast=True)(_plain(_function))
 
 
 # -- reductions ---------------------------------------------------------------------------------

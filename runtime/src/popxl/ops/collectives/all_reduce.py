@@ -82,7 +82,7 @@ def _gradients(site: GradSite) -> Grads:
     @functools.cache
     def reduced() -> list[Tensor]:
         grads = [site.grad(index) for index in range(len(site.op.outputs))]
-        ipus = [value.ipu for value in site.op.outputs]
+        ipus = [value.ipu or 0 for value in site.op.outputs]
         return _all_reduce(grads, ipus, "add", attrs["backward"], attrs["forward"])
 
     return [
