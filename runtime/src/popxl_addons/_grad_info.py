@@ -25,7 +25,13 @@ def grad_info(
     """
     record = _ir.BwdGraphInfo(
         _ir.GraphId(grad_graph.id),
-        [_ir.ExpectedConnection(tensor.id, _ir.ExpectedConnectionType[kind]) for tensor, kind in inputs],
-        [_ir.ExpectedConnection(tensor.id, _ir.ExpectedConnectionType.FwdGrad) for tensor in outputs],
+        [
+            _ir.ExpectedConnection(tensor.id, _ir.ExpectedConnectionType[kind])
+            for tensor, kind in inputs
+        ],
+        [
+            _ir.ExpectedConnection(tensor.id, _ir.ExpectedConnectionType.FwdGrad)
+            for tensor in outputs
+        ],
     )
     return GradGraphInfo._from_pb(fwd_graph.ir._pb_ir, fwd_graph._pb_graph, record)

@@ -100,7 +100,11 @@ class Subgraphs:
             branch.with_zeros(args, {index: specs[index] for index in wanted})
             for branch, args in zip(branches, arguments, strict=True)
         )
-        return dict(zip(wanted, conditional(condition, then, other, *arguments), strict=True))
+        return dict(
+            zip(
+                wanted, conditional(condition, then, other, arguments[0], arguments[1]), strict=True
+            )
+        )
 
 
 class _Branch:

@@ -85,7 +85,10 @@ class GradGraphInfo:
         outputs: Iterable[tuple[Value, ExpectedConnectionType]],
     ) -> GradGraphInfo:
         ins, outs = (
-            [_ir.ExpectedConnection(value.id, _ir.ExpectedConnectionType[kind.name]) for value, kind in connections]
+            [
+                _ir.ExpectedConnection(value.id, _ir.ExpectedConnectionType[kind.name])
+                for value, kind in connections
+            ]
             for connections in (inputs, outputs)
         )
         info = _ir.BwdGraphInfo(_ir.GraphId(graph.id), ins, outs)

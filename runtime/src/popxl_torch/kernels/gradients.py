@@ -60,13 +60,14 @@ def _pow_exponent_grad(g: torch.Tensor, x: torch.Tensor, e: torch.Tensor) -> tor
     return g * torch.where((x == 0) & (e >= 0), torch.zeros_like(slope), slope)
 
 
-for _kind, _function in {
+_ELEMENTWISE: dict[str, _Run] = {
     "GeluGrad": _gelu_grad,
     "GeluErfGrad": _gelu_erf_grad,
     "SwishGrad": _swish_grad,
     "PowArg0Grad": _pow_base_grad,
     "PowArg1Grad": _pow_exponent_grad,
-}.items():
+}
+for _kind, _function in _ELEMENTWISE.items():
     kernel(_kind, broadcast=True)(_plain(_function))
 
 
