@@ -24,8 +24,10 @@ def is_float(array: np.ndarray) -> bool:
 
 
 def load(array: np.ndarray, loads: dict) -> popxl.Tensor:
-    """A tensor that each run loads with ``array``."""
-    stream = popxl.h2d_stream(array.shape, popxl.dtype.as_dtype(array.dtype))
+    """A tensor that each run loads with ``array``, whose first axis is that of the replicas, if
+    there are several."""
+    shape = array.shape[1:] if popxl.gir().replication_factor > 1 else array.shape
+    stream = popxl.h2d_stream(shape, popxl.dtype.as_dtype(array.dtype))
     loads[stream] = array
     return ops.host_load(stream)
 
@@ -43,18 +45,26 @@ def run(ir: popxl.Ir, loads: dict) -> dict:
 
 
 def popxl_gradients(
-    build: Build, arrays: Sequence[np.ndarray], wrt: Sequence[int], rng: np.random.Generator
+    build: Build,
+    arrays: Sequence[np.ndarray],
+    wrt: Sequence[int],
+    rng: np.random.Generator,
+    replicas: int = 1,
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """(outputs, their random upstream gradients, gradients of the inputs ``wrt``)."""
+    """(outputs, their random upstream gradients, gradients of the inputs ``wrt``).
+
+    All arrays have a leading axis of length ``replicas`` if that is above 1.
+    """
     loads: dict = {}
-    with main_graph() as main:
+    ends = (replicas,) if replicas > 1 else ()
+    with main_graph(replicas) as main:
         inputs = [load(array, loads) for array in arrays]
         graph = main.ir.create_graph(build, *inputs)
         floats = [t for t in graph.outputs if t.dtype.is_floating_point]
         count = len(floats)
         info = autodiff(graph, floats, [graph.inputs[i] for i in wrt])
         call = ops.call_with_info(graph, *inputs)
-        upstream = [rng.normal(size=t.shape).astype(t.dtype.as_numpy()) for t in floats]
+        upstream = [rng.normal(size=(*ends, *t.shape)).astype(t.dtype.as_numpy()) for t in floats]
         given = [load(array, loads) for array in upstream]
         grads = ops.call(info.graph, *given, inputs_dict=info.inputs_dict(call))
         parents = [call.graph_to_parent(t) for t in floats]
@@ -80,6 +90,25 @@ def torch_gradients(
         results, [tensors[i] for i in wrt], [torch.tensor(g) for g in upstream]
     )
     return [t.detach().numpy() for t in results], [g.numpy() for g in grads]
+
+
+def check_replicated_gradients(
+    build: Build,
+    reference: Reference,
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    wrt: Sequence[int],
+    rtol: float = RTOL,
+) -> None:
+    """As :func:`check_gradients`, on two replicas that get different arrays."""
+    arrays = [np.stack(pair) for pair in zip(first, second, strict=True)]
+    rng = np.random.default_rng(1)
+    outputs, upstream, grads = popxl_gradients(build, arrays, wrt, rng, replicas=2)
+    for replica, inputs in enumerate((first, second)):
+        given = [array[replica] for array in upstream]
+        wanted_outputs, wanted = torch_gradients(reference, inputs, wrt, given)
+        for found, expected in zip((*outputs, *grads), (*wanted_outputs, *wanted), strict=True):
+            np.testing.assert_allclose(found[replica], expected, rtol=rtol, atol=rtol / 10)
 
 
 def check_gradients(

@@ -15,7 +15,12 @@ from popxl.ops.gradients import differentiable_kinds
 from popxl.ops.scatter_reduce import grouped_scatter_reduce
 
 from runtime.tests.popxl.ops.op_testing import main_graph
-from runtime.tests.popxl.transforms.grad_testing import check_gradients
+from runtime.tests.popxl.transforms.grad_testing import (
+    check_gradients,
+    check_replicated_gradients,
+    is_float,
+    popxl_gradients,
+)
 
 SINGLE = 1e-6  # resampling's weights and random numbers are float32
 
@@ -400,6 +405,16 @@ def test_gradient(name: str):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_on_replicas(name: str):
+    found = CASES[name]
+    wrt = found.wrt or [i for i, array in enumerate(found.arrays) if is_float(array)]
+    second = [array * 1.25 if is_float(array) else array for array in found.arrays]
+    check_replicated_gradients(
+        found.build, found.reference, found.arrays, second, wrt, rtol=found.rtol
+    )
+
+
 @pytest.mark.parametrize("op", [ops.ceil, ops.floor, ops.sign])
 def test_steps_have_gradient_zero(op: Callable):
     check_gradients(
@@ -424,8 +439,6 @@ def test_dropout_drops_the_same_elements_backwards(shaped: bool):
         if shaped:
             return ops.shaped_dropout(t, s, (6, 1), 0.5)
         return ops.dropout(t, s, 0.5)
-
-    from runtime.tests.popxl.transforms.grad_testing import popxl_gradients
 
     outputs, upstream, grads = popxl_gradients(build, [x, seed], [0], np.random.default_rng(1))
     mask = outputs[0] / x
