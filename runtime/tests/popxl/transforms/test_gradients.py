@@ -510,6 +510,7 @@ TESTED_ELSEWHERE = {
     "ReplicatedSlice", "ReplicatedReduceScatter", "Ceil", "Floor", "Sign",
     "And", "Equal", "Greater", "Not", "Or",
     "RotaryPosEmbed", "ReplicatedAllReduceTP", "ReplicatedAllReduceTPIdentity",
+    "CrossEntropySharded",
 }  # fmt: skip
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import popxl
 from popart import popart_exception
 from popxl import ReplicaGrouping, Tensor, ops
+from popxl.ops.gradients import Grads, GradSite, gradient
+from popxl.ops.utils import _create_op
+from popxl_torch.ir.opdef import OpDef, define, same
 
 __all__ = ["cross_entropy_sharded_loss"]
 
@@ -66,8 +69,29 @@ def _losses(logits: Tensor, indices: Tensor, group: ReplicaGrouping | None) -> T
     z = logits - reduce(ops.max(logits, axis=1, keepdims=True), "max", group)
     normaliser = reduce(ops.sum(ops.exp(z), axis=1, keepdims=True), "add", group)
     negative_log_probs = ops.log(normaliser) - z
-    classes = popxl.constant(np.arange(logits.shape[1])[None], indices.dtype, "classes")
-    here = ops.equal(indices.reshape((-1, 1)), classes)
+    here = _here(indices, logits.shape[1])
     zero = popxl.constant(0, logits.dtype, "zero")
     owned = ops.sum(ops.where(here, negative_log_probs, zero), axis=1)
-    return reduce(owned, "add", group)
+    inputs = [reduce(owned, "add", group), logits, negative_log_probs, indices]
+    return _create_op("CrossEntropySharded", inputs, {}, ["cross_entropy_sharded_loss"])[0]
+
+
+def _here(indices: Tensor, classes: int) -> Tensor:
+    """(samples, classes): whether each of this replica's classes is the true one."""
+    numbers = popxl.constant(np.arange(classes)[None], indices.dtype, "classes")
+    return ops.equal(indices.reshape((-1, 1)), numbers)
+
+
+# The first input, with the gradient that it has by the second one.
+define(OpDef("CrossEntropySharded", same))
+
+
+@gradient("CrossEntropySharded")
+def _gradients(site: GradSite) -> Grads:
+    def of_logits() -> Tensor:
+        negative_log_probs, indices = site.input(2), site.input(3)
+        true = ops.cast(_here(indices, negative_log_probs.shape[1]), negative_log_probs.dtype)
+        slope = ops.exp(-negative_log_probs) - true
+        return slope * site.grad().reshape((-1, 1))
+
+    return [None, of_logits, None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import popxl
 from popxl import ReplicaGrouping, ops
+from popxl_addons.ops.replicated_all_reduce_TP import replicated_all_reduce
 
 __all__ = ["layer_norm_distributed"]
 
@@ -36,7 +37,7 @@ def layer_norm_distributed(
 
     def mean(values: popxl.Tensor) -> popxl.Tensor:
         total = ops.sum(values, axis=1, keepdims=True)
-        return ops.collectives.replicated_all_reduce(total, "add", group) / float(features)
+        return replicated_all_reduce(total, group=group) / float(features)
 
     centred = x - mean(x)
     normal = centred / ops.sqrt(mean(centred * centred) + epsilon)

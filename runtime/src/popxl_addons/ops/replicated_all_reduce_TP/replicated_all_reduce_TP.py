@@ -30,8 +30,13 @@ define(OpDef("ReplicatedAllReduceTP", same, pure="ReplicatedAllReduce"))
 define(OpDef("ReplicatedAllReduceTPIdentity", same, pure="Identity", moves_data=True))
 
 
-def _all_reduce(kind: str, t: Tensor, backward: str, group: ReplicaGrouping | None) -> Tensor:
-    attrs = {"op": "add", "groups": _groups(group), "backward": backward}
+def differentiable_all_reduce(
+    t: Tensor, op: str, group: ReplicaGrouping | None, forward: bool = True, backward: bool = True
+) -> Tensor:
+    """A reduction ("add" or "mean") that is done forwards, backwards, or both ways."""
+    check_in_graph(get_current_context().graph, t=t)
+    kind = "ReplicatedAllReduceTP" if forward else "ReplicatedAllReduceTPIdentity"
+    attrs = {"op": op, "groups": _groups(group), "backward": "reduce" if backward else "identity"}
     return _create_op(kind, [t], attrs, [f"{t.name.rpartition('/')[2]}_all_reduce"])[0]
 
 
@@ -62,9 +67,8 @@ def replicated_all_reduce(
         popart_exception: an op other than "add".
         NotImplementedError: the group has no constant stride.
     """
-    check_in_graph(get_current_context().graph, t=t)
     _check(op, group)
-    return _all_reduce("ReplicatedAllReduceTP", t, "reduce", group)
+    return differentiable_all_reduce(t, op, group)
 
 
 def replicated_all_reduce_identical_inputs(
@@ -75,9 +79,8 @@ def replicated_all_reduce_identical_inputs(
     Upstream this is an all-reduce until a pattern removes it; here it is made an identity at once.
     Errors are those of `replicated_all_reduce`.
     """
-    check_in_graph(get_current_context().graph, t=t)
     _check(op, group)
-    return _all_reduce("ReplicatedAllReduceTPIdentity", t, "reduce", group)
+    return differentiable_all_reduce(t, op, group, forward=False)
 
 
 def replicated_all_reduce_identical_grad_inputs(
@@ -87,6 +90,5 @@ def replicated_all_reduce_identical_grad_inputs(
 
     Errors are those of `replicated_all_reduce`.
     """
-    check_in_graph(get_current_context().graph, t=t)
     _check(op, group)
-    return _all_reduce("ReplicatedAllReduceTP", t, "identity", group)
+    return differentiable_all_reduce(t, op, group, backward=False)

@@ -8,6 +8,9 @@ from popxl import ReplicaGrouping, Tensor, ops
 from popxl.ops.collectives.collectives import CollectiveOps
 from popxl_addons.graph import GraphWithNamedArgs
 from popxl_addons.named_tensors import NamedTensors
+from popxl_addons.ops.replicated_all_reduce_TP.replicated_all_reduce_TP import (
+    differentiable_all_reduce,
+)
 
 __all__ = [
     "replicated_all_reduce_strided",
@@ -33,7 +36,7 @@ def replicated_all_reduce_strided(
         popart_exception: an op other than "add" and "mean".
     """
     _check(op)
-    return ops.collectives.replicated_all_reduce(t, op, group)
+    return differentiable_all_reduce(t, op, group)
 
 
 def replicated_all_reduce_strided_identical_inputs(
@@ -41,14 +44,15 @@ def replicated_all_reduce_strided_identical_inputs(
 ) -> Tensor:
     """Identity forwards, for `t` equal on all replicas of the group; reduction backwards."""
     _check(op)
-    return ops.identity(t, output_name=f"{t.name}_all_reduce")
+    return differentiable_all_reduce(t, op, group, forward=False)
 
 
 def replicated_all_reduce_strided_identical_grad_inputs(
     t: Tensor, op: CollectiveOps = "add", group: ReplicaGrouping | None = None
 ) -> Tensor:
     """Reduction forwards; identity backwards, for gradients equal on all replicas."""
-    return replicated_all_reduce_strided(t, op, group)
+    _check(op)
+    return differentiable_all_reduce(t, op, group, backward=False)
 
 
 def replicated_all_reduce_strided_graph(
