@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import popxl_addons.ops.rotary_pos_embed  # noqa: F401 (declares the addons' op kind)
+import popxl_addons.ops.cross_entropy_sharded_loss  # noqa: F401 (declares an op kind)
+import popxl_addons.ops.rotary_pos_embed  # noqa: F401 (the same)
 import pytest
 from popxl_torch.ir.opdef import OpDef, define, elementwise, kinds, opdef, same
 from popxl_torch.kernels import kernel_kinds

@@ -43,7 +43,22 @@ def softmax(t: Tensor, axis: int) -> Tensor:
 define(OpDef("SoftmaxGrad", like_last, flops=lambda ins, outs, attrs: 4 * outs[0].nelms))
 
 
+# The gradient of a loss of a softmax in one step: neither divides by small probabilities.
+define(OpDef("SoftmaxGradDirect", like_last, flops=lambda ins, outs, attrs: 2 * outs[0].nelms))
+
+
 @gradient("Softmax")
 def _gradients(site: GradSite) -> Grads:
     axis = site.attrs["axis"]
-    return [lambda: gradient_op("SoftmaxGrad", site.grad(), site.output(), axis=axis)]
+
+    def grad() -> Tensor:
+        upstream, probs = site.grad(), site.output()
+        loss = upstream._value.producer
+        last = axis == probs.rank - 1
+        if last and loss is not None and loss.kind == "NllGrad" and not loss.attrs["log_prob"]:
+            inputs = [Tensor._from_value(value) for value in loss.inputs if value is not None]
+            if inputs[2] == probs:
+                return gradient_op("SoftmaxGradDirect", *inputs, **loss.attrs)
+        return gradient_op("SoftmaxGrad", upstream, probs, axis=axis)
+
+    return [grad]

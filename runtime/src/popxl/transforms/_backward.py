@@ -85,6 +85,7 @@ class Backward:
         self.forward_inputs: dict[Value, Tensor] = {}
         self.wanted = self._dependents(required)
         self._recomputed: dict[Value, Tensor] = {}
+        self._outside = {*self.record.inputs, *self.record.outputs}
         self._recompute = _called_otherwise(self.record)
 
     def build(self) -> GradGraphInfo | None:
@@ -221,8 +222,7 @@ class Backward:
         It is an input, unless a loop or conditional calls the forward graph, which cannot hand
         intermediate values out: then they are computed again.
         """
-        outside = value in self.record.inputs or value in self.record.outputs
-        if self._recompute and not outside:
+        if self._recompute and value not in self._outside:
             if value not in self._recomputed:
                 self._compute_again(value)
             return self._recomputed[value]
@@ -237,7 +237,7 @@ class Backward:
         return self.forward_inputs[value]
 
     def _compute_again(self, value: Value) -> None:
-        known = {*self._recomputed, *self.record.inputs, *self.record.outputs}
+        known = {*self._recomputed, *self._outside}
         pending, missing = [value], set()
         while pending:
             found = pending.pop()
@@ -309,16 +309,15 @@ def _new_graph(forward: records.Graph) -> Graph:
 def stitch(record: records.Graph, needed: Iterable[Value]) -> None:
     """Make values of a graph outputs of it, and of every call of it."""
     program = record.program
-    for value in needed:
-        if value in record.inputs or value in record.outputs:
-            continue
-        record.outputs.append(value)
-        for graph in program.graphs.values():
-            for op in graph.ops:
-                if op.kind == "Call" and op.graphs[0] is record:
-                    scope = f"{graph.id}/" if graph.id else ""
-                    new_id = f"{scope}autodiff_output__t{next(program.tensor_ids)}"
-                    out = Value(new_id, value.spec, graph, "op", op)
-                    out.ipu, out.tile_set = op.ipu, op.tile_set
-                    graph.values[new_id] = out
-                    op.outputs.append(out)
+    outside = {*record.inputs, *record.outputs}
+    inner = [value for value in needed if value not in outside]
+    record.outputs += inner
+    ops = (op for graph in program.graphs.values() for op in graph.ops)
+    for op in [op for op in ops if op.kind == "Call" and op.graphs[0] is record]:
+        scope = f"{op.graph.id}/" if op.graph.id else ""
+        for value in inner:
+            new_id = f"{scope}autodiff_output__t{next(program.tensor_ids)}"
+            out = Value(new_id, value.spec, op.graph, "op", op)
+            out.ipu, out.tile_set = op.ipu, op.tile_set
+            op.graph.values[new_id] = out
+            op.outputs.append(out)

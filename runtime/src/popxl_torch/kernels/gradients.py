@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -371,22 +371,38 @@ def _group_norm_grad(site: Site, lead: int) -> _Run:
 # -- loss ---------------------------------------------------------------------------------------
 
 
+def _shares(
+    attrs: Mapping[str, Any], g: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gradient of each label's loss, class of each label), with an axis for the classes."""
+    counts = label_counts(attrs, labels)
+    share = torch.where(counts, g, torch.zeros_like(g))
+    if attrs["reduction"] == "mean":
+        share = share / counts.sum().clamp(min=1)
+    return share.unsqueeze(-1), torch.where(counts, labels, 0).long().unsqueeze(-1)
+
+
 @kernel("NllGrad", batched=False)
 def _nll_grad(site: Site, lead: int) -> _Run:
     """Inputs: gradient of the loss, labels, probabilities or their logarithms."""
-    attrs = site.attrs
     low = smallest_probability(_spec(site, 2))
 
     def run(g: torch.Tensor, labels: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
-        counts = label_counts(attrs, labels)
-        index = torch.where(counts, labels, 0).long().unsqueeze(-1)
-        share = torch.where(counts, g.expand(labels.shape), torch.zeros_like(probs[..., 0]))
-        if attrs["reduction"] == "mean":
-            share = share / counts.sum().clamp(min=1)
-        share = share.unsqueeze(-1)
-        if not attrs["log_prob"]:
+        share, index = _shares(site.attrs, g, labels)
+        if not site.attrs["log_prob"]:
             share = share / probs.gather(-1, index).clamp(min=low)
         return torch.zeros_like(probs).scatter_(-1, index, -share)
+
+    return run
+
+
+@kernel("SoftmaxGradDirect", batched=False)
+def _softmax_grad_direct(site: Site, lead: int) -> _Run:
+    """As NllGrad, but by the input of the softmax that made the probabilities."""
+
+    def run(g: torch.Tensor, labels: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        share, index = _shares(site.attrs, g, labels)
+        return (probs * share).scatter_add_(-1, index, -share)
 
     return run
 

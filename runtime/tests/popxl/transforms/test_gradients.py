@@ -481,6 +481,31 @@ def _bilinear(image: torch.Tensor, y: float, x: float) -> torch.Tensor:
     return upper * (1 - v) + lower * v
 
 
+def test_scaled_losses_of_unlikely_labels_do_not_overflow():
+    """The probability of a label vanishes in float16; its gradient is that of the scaled loss."""
+    x = np.array([[12.0, -6.0, 0.0]], np.float16)
+    labels, scale = np.array([1], np.int32), 1024.0
+
+    def build(x: popxl.Tensor, t: popxl.Tensor) -> popxl.Tensor:
+        return ops.nll_loss(ops.softmax(x, -1), t) * scale
+
+    (_, (upstream,), (found,)) = popxl_gradients(build, [x, labels], [0], np.random.default_rng(2))
+    wanted = np.array([[1.0, -1.0, 0.0]]) * scale * float(upstream)
+    np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_probabilities_of_a_loss_may_have_other_uses(reduction: str):
+    def build(x: popxl.Tensor, t: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
+        probs = ops.softmax(x, -1)
+        return ops.nll_loss(probs, t, reduction=reduction), probs * 2.0
+
+    def reference(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return F.cross_entropy(x, long(t), reduction=reduction), x.softmax(-1) * 2.0
+
+    check_gradients(build, reference, normal(4, 3), integers(3, 4))
+
+
 def test_float16_gradients_have_the_dtype_of_their_tensors():
     x, w = normal(3, 4).astype(np.float16), normal(4, 5).astype(np.float16)
     check_gradients(
