@@ -22,6 +22,8 @@ from popxl.transforms import (
 from runtime.tests.popxl.ops.op_testing import main_graph, tensor
 from runtime.tests.popxl.transforms.grad_testing import check_gradients, load, run, store
 
+RTOL = 1e-9  # of float64 arithmetic
+
 Fwd, FwdGrad = ExpectedConnectionType.Fwd, ExpectedConnectionType.FwdGrad
 
 
@@ -506,3 +508,103 @@ def test_print_gradient(capfd: pytest.CaptureFixture):
     printed = capfd.readouterr().err
     assert "square_gradient" in printed
     assert "square:" not in printed
+
+
+# -- unusual graphs -----------------------------------------------------------------------------
+
+
+def test_outputs_that_are_inputs_or_repeated():
+    def build(x: popxl.Tensor, y: popxl.Tensor) -> tuple[popxl.Tensor, ...]:
+        z = x * y
+        return x, z, z
+
+    check_gradients(build, lambda x, y: (x, x * y, x * y), normal(3), normal(3))
+
+
+def test_inner_tensors_can_be_required():
+    loads: dict = {}
+    with main_graph() as main:
+        x = load(np.array([0.5, 2.0]), loads)
+        graph = main.ir.create_graph(lambda x: ops.exp(ops.sin(x) * 3.0), x)
+        inner = graph.get_tensor(f"{graph.id}/sin_out")
+        d = autodiff(graph, grads_required=[inner, graph.inputs[0]])
+        call = ops.call_with_info(graph, x)
+        grads = ops.call(d.graph, [np.ones(2)], inputs_dict=d.inputs_dict(call))
+        streams = [store(t) for t in grads]
+    found = run(main.ir, loads)
+    slope = 3 * np.exp(3 * np.sin(loads[next(iter(loads))]))
+    np.testing.assert_allclose(found[streams[0]], slope, rtol=RTOL)
+    np.testing.assert_allclose(found[streams[1]], slope * np.cos([0.5, 2.0]), rtol=RTOL)
+
+
+def test_a_gradient_graph_can_be_repeated():
+    """Newton's steps towards the root of exp(x) - 2 inside a loop."""
+
+    def step(x: popxl.Tensor) -> popxl.Tensor:
+        call = ops.call_with_info(graph, x)
+        (slope,) = ops.call(d.graph, 1.0, inputs_dict=d.inputs_dict(call))
+        return x - call.outputs[0] / slope
+
+    loads: dict = {}
+    with main_graph() as main:
+        x = load(np.array(1.0), loads)
+        graph = main.ir.create_graph(lambda x: ops.exp(x) - 2.0, x)
+        d = autodiff(graph)
+        body = main.ir.create_graph(step, x)
+        (root,) = ops.repeat(body, 6, x)
+        stream = store(root)
+    assert run(main.ir, loads)[stream] == pytest.approx(np.log(2.0), rel=1e-12)
+
+
+def test_graphs_shared_by_two_callers():
+    loads: dict = {}
+    x = np.array([0.3, 0.7])
+    with main_graph() as main:
+        t = load(x, loads)
+        inner = main.ir.create_graph(lambda x: ops.exp(ops.sin(x)), t)
+        first = main.ir.create_graph(lambda x: ops.call(inner, x)[0] * 2.0, t)
+        second = main.ir.create_graph(lambda x: ops.call(first, ops.call(inner, x)[0])[0], t)
+        streams = []
+        for graph in (first, second, inner):
+            d = autodiff(graph)
+            call = ops.call_with_info(graph, t)
+            (dx,) = ops.call(d.graph, [np.ones(2)], inputs_dict=d.inputs_dict(call))
+            streams.append(store(dx))
+    found = run(main.ir, loads)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.exp(torch.sin(x))
+
+    for stream, function in zip(
+        streams, (lambda x: 2 * f(x), lambda x: 2 * f(f(x)), f), strict=True
+    ):
+        leaf = torch.tensor(x, requires_grad=True)
+        (wanted,) = torch.autograd.grad(function(leaf).sum(), leaf)
+        np.testing.assert_allclose(found[stream], wanted.numpy(), rtol=RTOL)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_conditionals_nest_and_branches_may_lack_a_gradient(outer: int, inner: int):
+    def leaf(x: popxl.Tensor) -> popxl.Tensor:
+        return ops.exp(x * 0.5) * x
+
+    def fixed(x: popxl.Tensor) -> popxl.Tensor:
+        return ops.detach(x) + 1.0
+
+    def middle(c: popxl.Tensor, x: popxl.Tensor) -> popxl.Tensor:
+        then, other = (popxl.gir().create_graph(f, x) for f in (leaf, fixed))
+        return ops.tanh(ops.conditional(c, then, other, [x], [x])[0])
+
+    def build(c: popxl.Tensor, d: popxl.Tensor, x: popxl.Tensor) -> popxl.Tensor:
+        c, d = (ops.cast(t, popxl.bool) for t in (c, d))
+        then = popxl.gir().create_graph(middle, d, x)
+        other = popxl.gir().create_graph(leaf, x)
+        return ops.conditional(c, then, other, [d, x], [x])[0] + x
+
+    def reference(c: torch.Tensor, d: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        y = torch.exp(x * 0.5) * x
+        z = torch.tanh(y if inner else x.detach() + 1.0)
+        return (z if outer else y) + x
+
+    flags = [np.array(flag, np.int32) for flag in (outer, inner)]
+    check_gradients(build, reference, *flags, normal(3))
