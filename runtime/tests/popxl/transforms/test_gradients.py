@@ -534,7 +534,7 @@ TESTED_ELSEWHERE = {
     "AllReduce", "Detach", "Dropout", "ShapedDropout", "RoiAlign", "ReplicatedAllGather",
     "ReplicatedSlice", "ReplicatedReduceScatter", "Ceil", "Floor", "Sign",
     "And", "Equal", "Greater", "Not", "Or",
-    "RotaryPosEmbed", "ReplicatedAllReduceTP", "ReplicatedAllReduceTPIdentity",
+    "RotaryPosEmbed", "ReplicatedAllReduceTP", "IdenticalInputsTP",
     "CrossEntropySharded",
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ _REDUCTIONS = ("add", "mean", "mul", "min", "max", "and", "or", "square_add")
 
 # popxl's own all-reduce has no gradient; these have. The engine computes the pure kinds.
 define(OpDef("ReplicatedAllReduceTP", same, pure="ReplicatedAllReduce"))
-define(OpDef("ReplicatedAllReduceTPIdentity", same, pure="Identity", moves_data=True))
+define(OpDef("IdenticalInputsTP", same, pure="Identity", moves_data=True))
 
 
 def differentiable_all_reduce(
@@ -35,12 +35,12 @@ def differentiable_all_reduce(
 ) -> Tensor:
     """A reduction ("add" or "mean") that is done forwards, backwards, or both ways."""
     check_in_graph(get_current_context().graph, t=t)
-    kind = "ReplicatedAllReduceTP" if forward else "ReplicatedAllReduceTPIdentity"
+    kind = "ReplicatedAllReduceTP" if forward else "IdenticalInputsTP"
     attrs = {"op": op, "groups": _groups(group), "backward": "reduce" if backward else "identity"}
     return _create_op(kind, [t], attrs, [f"{t.name.rpartition('/')[2]}_all_reduce"])[0]
 
 
-@gradient("ReplicatedAllReduceTP", "ReplicatedAllReduceTPIdentity")
+@gradient("ReplicatedAllReduceTP", "IdenticalInputsTP")
 def _gradients(site: GradSite) -> Grads:
     if site.attrs["backward"] == "identity":
         return [site.grad]
