@@ -51,7 +51,7 @@ struct Problem {
 
 constexpr int64_t CHUNK_ROWS = 768;  // rows of x that the scratch memory holds at once
 constexpr int64_t INNER = 256;       // length of the sums between two visits of y
-constexpr int64_t COLUMNS = 128;     // rows of w (columns of y) per task at most
+constexpr int64_t COLUMNS = 256;     // rows of w (columns of y) per task at most
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
