@@ -33,6 +33,11 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def _module(bench: str) -> str:
+    """What to run: benchmarks of the runtime's own are named by their whole path."""
+    return bench if "." in bench else f"benchmarks.{bench}"
+
+
 def section(content: dict[str, Any]) -> str:
     """One benchmark's part of the document."""
     machine, versions = content["machine"], content["versions"]
@@ -43,7 +48,7 @@ def section(content: dict[str, Any]) -> str:
     lines = [
         f"## {content['title']}",
         "",
-        f"`python -m benchmarks.{content['bench']}`, {content['date'][:16].replace('T', ' ')},"
+        f"`python -m {_module(content['bench'])}`, {content['date'][:16].replace('T', ' ')},"
         f" commit {content['commit']}.",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads,"
         f" {machine['ram_gib']} GiB, {machine['system']};"

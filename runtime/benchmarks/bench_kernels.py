@@ -100,7 +100,7 @@ def main() -> None:
             samples[f"{n}x{k}_{rows}_read_s"] = reads
     library = native()
     outcome = record.Result(
-        bench="bench_kernels",
+        bench="runtime.benchmarks.bench_kernels",
         title=f"Products with weights in {str(dtype).removeprefix('torch.')}",
         columns=(
             "weight",
