@@ -22,7 +22,8 @@ class Result:
     """One run of one benchmark.
 
     `rows` is the table as it is printed, `samples` every measured value behind it by name (the unit
-    is part of the name), `setting` what was measured, `notes` one line each.
+    is part of the name), `setting` what was measured, `notes` one line each, `command` the program
+    and its options, if the program is not `bench`.
     """
 
     bench: str
@@ -32,6 +33,7 @@ class Result:
     samples: dict[str, list[float]]
     setting: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    command: str = ""
 
 
 def keep(result: Result, rates: list[machine.Rates]) -> Path:

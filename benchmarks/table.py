@@ -33,9 +33,10 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _module(bench: str) -> str:
+def _module(content: dict[str, Any]) -> str:
     """What to run: benchmarks of the runtime's own are named by their whole path."""
-    return bench if "." in bench else f"benchmarks.{bench}"
+    command = content.get("command") or content["bench"]
+    return command if command.startswith("runtime.") else f"benchmarks.{command}"
 
 
 def section(content: dict[str, Any]) -> str:
@@ -48,7 +49,7 @@ def section(content: dict[str, Any]) -> str:
     lines = [
         f"## {content['title']}",
         "",
-        f"`python -m {_module(content['bench'])}`, {content['date'][:16].replace('T', ' ')},"
+        f"`python -m {_module(content)}`, {content['date'][:16].replace('T', ' ')},"
         f" commit {content['commit']}.",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads,"
         f" {machine['ram_gib']} GiB, {machine['system']};"

@@ -1,0 +1,123 @@
+"""This project's engine for benchmarks of generation."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.engines import SliceWeights, Times
+from config.config import MagmaConfig
+from execution.report import read_trace
+from execution.runs import Picture, Prompt, runs_of
+from execution.weights import load_weights
+from inference import inference
+from modelling.mapping import model_weights
+from utils.random_tensors import RandomTensors
+
+
+def native_kernels() -> bool:
+    """Whether the runtime's C++ kernels are there and switched on."""
+    try:
+        from popxl_torch.kernels.native import native
+    except ImportError:
+        return False
+    return native() is not None
+
+
+class Ours:
+    """See :class:`benchmarks.engines.Engine`. Sequences never end."""
+
+    def __init__(
+        self,
+        config: MagmaConfig,
+        weights: tuple[Path, MagmaConfig] | None,
+        scheme: str = "cached",
+        threads: int | None = None,
+        traced: bool = True,
+    ) -> None:
+        """Builds a session.
+
+        Args:
+            config: What to run.
+            weights: A checkpoint and the configuration that it was written for; None for random
+                weights in memory.
+            scheme: See :func:`inference.inference`.
+            threads: Of torch; None for its default.
+            traced: Whether to ask the engine where time goes, for `image_s` and `prefill_s`.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._config = config
+        self._folder = tempfile.TemporaryDirectory()
+        self._trace = Path(self._folder.name) / "trace.json" if traced else None
+        session = inference(config, self._trace, scheme)
+        dtype = str(config.transformer.precision)
+        tensors = RandomTensors(config, dtype=dtype) if weights is None else None
+        load_weights(session, model_weights(config, tensors or SliceWeights(config, *weights)))
+        session.__enter__()
+        self._runs = runs_of(session, config, pad_id=0)
+        side = config.visual.image_resolution
+        self._pictures = (
+            np.random.default_rng(1)
+            .standard_normal((config.batch, 3, side, side), np.float32)
+            .astype(np.dtype(str(config.visual.precision)))
+        )
+
+    def run(self, prompts: list[list[int]], new_tokens: int, picture: bool) -> Times:
+        """See :class:`benchmarks.engines.Engine`."""
+        whole: list[Prompt] = list(prompts)
+        if picture:
+            whole = [[Picture(row), *ids] for row, ids in enumerate(prompts)]
+        before = self._phases()
+        start = time.perf_counter()
+        logits = self._runs.start(self._pictures if picture else None, whole)
+        self._newest = logits.argmax(-1)
+        first_s = time.perf_counter() - start
+        image_s, prefill_s = (b - a for a, b in zip(before, self._phases(), strict=True))
+        self._ids = [self._newest.tolist()]
+        step_s = self.more(new_tokens - 1)
+        return Times(first_s, image_s, prefill_s, step_s, np.transpose(self._ids).tolist())
+
+    def more(self, tokens: int) -> list[float]:
+        """See :class:`benchmarks.engines.Engine`."""
+        marks = [time.perf_counter()]
+        for _ in range(tokens):
+            self._newest = self._runs.step(self._newest.tolist()).argmax(-1)
+            self._ids.append(self._newest.tolist())
+            marks.append(time.perf_counter())
+        return [b - a for a, b in pairwise(marks)]
+
+    def has_native(self) -> bool:
+        """Whether C++ kernels do the products of half-precision weights."""
+        return native_kernels()
+
+    def _phases(self) -> tuple[float, float]:
+        """Seconds so far in the image encoder and in the language model's first runs."""
+        rows = read_trace(self._trace) or ()
+        return tuple(
+            sum(row.ms for row in rows if row.name.split("/")[0] == name) / 1e3
+            for name in ("image_prefix", "prefill")
+        )
+
+
+class OursSeveral:
+    """Several sessions in one process, by a key, sharing one file of weights."""
+
+    def __init__(
+        self, configs: dict[int, MagmaConfig], weights: tuple[Path, MagmaConfig] | None
+    ) -> None:
+        """Builds a session of each configuration."""
+        self._engines = {key: Ours(c, weights, traced=False) for key, c in configs.items()}
+
+    def run(self, key: int, prompts: list[list[int]], new_tokens: int) -> Times:
+        """As :meth:`Ours.run` without a picture."""
+        return self._engines[key].run(prompts, new_tokens, picture=False)
+
+    def more(self, key: int, tokens: int) -> list[float]:
+        """As :meth:`Ours.more`."""
+        return self._engines[key].more(tokens)

@@ -1,0 +1,138 @@
+"""What engines that generate text are asked for, and the model that all of them run.
+
+All engines run GPT-J's widths with some blocks of it. Ours has MAGMA's adapters besides; no peer
+has them. Weights are random: values change no time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from config.config import MagmaConfig
+from config.parsing import load_preset
+
+BYTES = 2
+"""Of a weight, and of a number in the cache."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """One generation.
+
+    Attributes:
+        first_s: From the prompt to the first new token, picture included.
+        image_s: The share of it that encoded the picture.
+        prefill_s: The share of it that the language model took for the prompt.
+        step_s: Of each later token.
+        ids: New ids of each sequence, where the engine tells them.
+    """
+
+    first_s: float
+    image_s: float
+    prefill_s: float
+    step_s: list[float]
+    ids: list[list[int]] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """A model that is ready to run."""
+
+    def run(self, prompts: list[list[int]], new_tokens: int, picture: bool) -> Times:
+        """Continues prompts greedily.
+
+        Args:
+            prompts: Ids of each sequence, of one length.
+            new_tokens: To make for each.
+            picture: Whether a picture comes before the ids. An engine without pictures takes as
+                many more ids as a picture has positions, and encodes a picture beside that if it
+                can.
+        """
+
+    def more(self, tokens: int) -> list[float]:
+        """Seconds of each of some more tokens behind the last run."""
+
+
+def real_slice(
+    blocks: int, text_tokens: int, tensor_parallel: int = 4, batch: int = 1, encoder: bool = True
+) -> MagmaConfig:
+    """MAGMA's real widths with fewer blocks.
+
+    Args:
+        blocks: Decoder blocks.
+        text_tokens: Positions beside the picture's 144.
+        tensor_parallel: Replicas.
+        batch: Sequences of a run.
+        encoder: With CLIP's RN50x16; else with the least encoder that gives 144 positions, for
+            benchmarks of the language model alone.
+    """
+    config = copy.deepcopy(load_preset("magma_v1_500"))
+    if not encoder:
+        config.visual.layers = (1, 1, 1, 1)
+        config.visual.width = 2
+    config.transformer.layers = blocks
+    config.transformer.sequence_length = text_tokens
+    config.transformer.execution.tensor_parallel = tensor_parallel
+    config.transformer.execution.micro_batch_size = batch
+    config.visual.execution.micro_batch_size = batch
+    config.validate()
+    return config
+
+
+def step_bytes(config: MagmaConfig, slots: int, adapters: bool = True) -> int:
+    """Bytes that one decode step must read: weights of blocks and head, keys and values.
+
+    Args:
+        config: Sizes.
+        slots: Positions of each sequence so far.
+        adapters: Whether the engine has them.
+    """
+    lm = config.transformer
+    h = lm.hidden_size
+    block = 4 * h * h + 2 * h * lm.inner_size + (2 * h * lm.adapter_size if adapters else 0)
+    cached = config.batch * slots * lm.layers * 2 * h
+    return BYTES * (lm.layers * block + lm.embedding.vocab_size * h + cached)
+
+
+def random_prompts(config: MagmaConfig, length: int, seed: int = 0) -> list[list[int]]:
+    """b prompts of one length."""
+    rows = config.transformer.embedding.real_vocab_size
+    ids = np.random.default_rng(seed).integers(rows, size=(config.batch, length))
+    return ids.tolist()
+
+
+class SliceWeights(Mapping[str, np.ndarray]):
+    """A checkpoint with the language model of a file, and the file's encoder if it fits.
+
+    An encoder of another size is random, so that one big file serves all benchmarks.
+    """
+
+    def __init__(self, config: MagmaConfig, path: Path, written_for: MagmaConfig) -> None:
+        """Maps the file.
+
+        Args:
+            config: What is to run.
+            path: A checkpoint.
+            written_for: The configuration that the file was written for.
+        """
+        from utils.checkpoint import open_checkpoint
+        from utils.random_tensors import RandomTensors
+
+        self._file = open_checkpoint(path, written_for)
+        self._random = RandomTensors(config, dtype=str(config.transformer.precision))
+        self._own_encoder = config.visual.width == written_for.visual.width
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        drawn = name.startswith("image_prefix.") and not self._own_encoder
+        return self._random[name] if drawn else self._file[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._random)
+
+    def __len__(self) -> int:
+        return len(self._random)
