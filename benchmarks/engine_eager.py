@@ -50,7 +50,9 @@ class Eager:
             for name in names
         }
         for i in range(lm.layers):
-            parts = [self._w.pop(f"transformer.h.{i}.attn.attention.{n}_proj.weight") for n in "qkv"]
+            parts = [
+                self._w.pop(f"transformer.h.{i}.attn.attention.{n}_proj.weight") for n in "qkv"
+            ]
             self._w[f"transformer.h.{i}.qkv"] = torch.cat(parts)
         self._config = config
         angles = _angles(config.total_tokens, lm.attention.rotary_dim)

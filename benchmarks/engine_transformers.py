@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -86,13 +87,16 @@ class Transformers:
     result is not used: a picture's positions are ids, which takes no less time.
     """
 
-    def __init__(self, config: MagmaConfig, encoder: bool) -> None:
+    def __init__(self, config: MagmaConfig, encoder: bool, threads: int | None = None) -> None:
         """Makes the models.
 
         Args:
             config: Sizes.
             encoder: Whether to have the image encoder.
+            threads: Of torch; None for its default.
         """
+        if threads is not None:
+            torch.set_num_threads(threads)
         self._config = config
         self._greedy = Greedy(random_gptj(config, torch.bfloat16))
         self._encoder = _random_encoder(config) if encoder else None
@@ -123,3 +127,22 @@ def _random_encoder(config: MagmaConfig) -> nn.Module:
     visual = config.visual
     network = modified_resnet(visual.layers, visual.width, visual.image_resolution)
     return network.eval().requires_grad_(False)
+
+
+class Adapted(Greedy):
+    """transformers' GPT-J with adapters and the weights of a checkpoint, for comparing ids."""
+
+    def __init__(self, path: Path, config: MagmaConfig) -> None:
+        """Reads the weights in float32."""
+        from tests.reference.magma import ReferenceMagma
+
+        super().__init__(ReferenceMagma.from_checkpoint(path, config).lm)
+
+    def run(self, prompts: list[list[int]], new_tokens: int, picture: bool) -> Times:
+        """See :class:`benchmarks.engines.Engine`, without pictures."""
+        if picture:
+            raise ValueError("this engine has no pictures")
+        start = time.perf_counter()
+        self.start(prompts)
+        first_s = time.perf_counter() - start
+        return Times(first_s, 0.0, first_s, self.more(new_tokens - 1), self.ids())

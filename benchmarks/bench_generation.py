@@ -1,0 +1,87 @@
+"""Generation, beside peers and beside the machine's limits.
+
+An 8-block slice of the real widths with random weights. Peers are transformers' GPT-J and
+llama.cpp, each left out, with a line that says so, where its packages are not installed:
+
+    pip install --no-deps --target FOLDER xllamacpp==2026.10.11549 gguf==0.19.0
+    python -m benchmarks.bench_generation --packages FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks import generation_parts, record, table
+from benchmarks.generation_peers import ENGINES, Setup, beside_peers
+
+CACHE = Path(__file__).parents[1] / "cache" / "generation"
+
+PARTS = {
+    "equal": generation_parts.equal,
+    "overhead": generation_parts.overhead,
+    "peers": beside_peers,
+    "batch": generation_parts.batches,
+    "length": generation_parts.lengths,
+    "schemes": generation_parts.schemes,
+}
+
+FULL = {"rounds": 5, "tokens": 32, "prompts": 40, "batches": (1, 2, 4, 6, 12, 24)}
+SHORT = {"rounds": 2, "tokens": 10, "prompts": 8, "batches": (1, 6)}
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--short", action="store_true", help="fewer rounds, tokens and batches")
+    parser.add_argument("--rounds", type=int, help="turns of each engine")
+    parser.add_argument("--tokens", type=int, help="new tokens of a run")
+    parser.add_argument("--prompts", type=int, help="prompts whose ids are compared")
+    parser.add_argument("--batches", type=int, nargs="+", help="sequences of a run")
+    parser.add_argument("--blocks", type=int, default=8, help="decoder blocks of the slice")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--folder", type=Path, default=CACHE, help="for files of some gigabytes")
+    parser.add_argument("--packages", type=Path, help="folder with peers' packages")
+    parser.add_argument("--keep", action="store_true", help="leave the big files there")
+    return parser.parse_args()
+
+
+def setup_of(options: argparse.Namespace) -> Setup:
+    """What to measure: what the command line says, else the defaults."""
+    sizes = dict(SHORT if options.short else FULL)
+    sizes |= {name: getattr(options, name) for name in sizes if getattr(options, name) is not None}
+    sizes["batches"] = tuple(sizes["batches"])
+    return Setup(
+        **sizes,
+        blocks=options.blocks,
+        engines=tuple(options.engines),
+        folder=options.folder,
+        packages=options.packages,
+        threads=options.threads,
+    )
+
+
+def main() -> None:
+    """Measures and prints; see --help."""
+    options = parse()
+    setup = setup_of(options)
+    torch.set_num_threads(setup.threads)
+    try:
+        for part in options.parts:
+            for outcome, turns in PARTS[part](setup):
+                record.keep(outcome, turns.frame())
+                print(outcome.title)
+                print(table.markdown(outcome.columns, outcome.rows), flush=True)
+                print(*(f"- {note}" for note in outcome.notes), sep="\n", end="\n\n", flush=True)
+    finally:
+        if not options.keep:
+            for suffix in ("pt", "gguf"):
+                (setup.folder / f"slice_{setup.blocks}.{suffix}").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

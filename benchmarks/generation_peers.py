@@ -1,0 +1,295 @@
+"""Decode and time to first token, ours beside transformers and llama.cpp."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from benchmarks import record
+from benchmarks.engines import Times, random_prompts, real_slice, step_bytes
+from benchmarks.turns import Turns, ratio, take_turns
+from benchmarks.workers import Worker
+from config.config import MagmaConfig
+
+NATIVE_SWITCH = "POPXL_TORCH_NATIVE"
+OURS = "ours, tp 4"
+TRANSFORMERS = "transformers bf16"
+LLAMA = "llama.cpp F16, same shape"
+PROMPT_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What to measure, and with what.
+
+    Attributes:
+        blocks: Decoder blocks of the slice.
+        rounds: Turns of each engine.
+        tokens: New tokens of a run.
+        prompts: For comparing ids.
+        engines: Keys of ENGINES to run, and of the peers in other parts.
+        batches: Sequences of a run in the batch curve.
+        folder: For big files.
+        packages: Folder with packages of peers that are not installed, if any.
+        threads: Of every engine.
+    """
+
+    blocks: int
+    rounds: int
+    tokens: int
+    prompts: int
+    engines: tuple[str, ...]
+    batches: tuple[int, ...]
+    folder: Path
+    packages: Path | None
+    threads: int
+
+    def written_for(self) -> MagmaConfig:
+        """The configuration of the file of weights."""
+        return real_slice(self.blocks, PROMPT_TOKENS + self.tokens)
+
+    def weights(self) -> tuple[Path, MagmaConfig]:
+        """The file of weights, which is written if it is not there, and its configuration."""
+        from utils.checkpoint_writer import write_random_checkpoint
+
+        config = self.written_for()
+        path = self.folder / f"slice_{self.blocks}.pt"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_random_checkpoint(path, config)
+        return path, config
+
+    def gguf(self) -> Path:
+        """llama.cpp's file, which is written if it is not there."""
+        from benchmarks.engine_llama import write_gguf
+
+        path = self.folder / f"slice_{self.blocks}.gguf"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            write_gguf(part, self.written_for(), self.packages)
+            part.rename(path)
+        return path
+
+
+def _ours(setup: Setup, tensor_parallel: int = 4, native: bool = True) -> Worker:
+    path, written_for = setup.weights()
+    config = real_slice(setup.blocks, written_for.text_tokens, tensor_parallel)
+    return Worker(
+        "benchmarks.engine_ours:Ours",
+        config,
+        (path, written_for),
+        "cached",
+        setup.threads,
+        environment={} if native else {NATIVE_SWITCH: "0"},
+    )
+
+
+def _transformers(setup: Setup) -> Worker:
+    factory = "benchmarks.engine_transformers:Transformers"
+    return Worker(factory, setup.written_for(), True, setup.threads)
+
+
+def _llama(setup: Setup) -> Worker:
+    config = setup.written_for()
+    return Worker(
+        "benchmarks.engine_llama:Llama", setup.gguf(), config, setup.threads, setup.packages
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An engine of the comparison.
+
+    Attributes:
+        label: In tables.
+        start: Makes it.
+        needs: Packages that it needs.
+        adapters: Whether it reads adapters.
+        native: Whether it is of no use without our C++ kernels.
+    """
+
+    label: str
+    start: Callable[[Setup], Worker]
+    needs: tuple[str, ...] = ()
+    adapters: bool = True
+    native: bool = False
+
+
+ENGINES = {
+    "ours": Entry(OURS, _ours),
+    "ours-tp1": Entry("ours, tp 1", partial(_ours, tensor_parallel=1)),
+    "ours-stock": Entry("ours, tp 4, native off", partial(_ours, native=False), native=True),
+    "ours-tp1-stock": Entry(
+        "ours, tp 1, native off", partial(_ours, tensor_parallel=1, native=False), native=True
+    ),
+    "transformers": Entry(TRANSFORMERS, _transformers, ("transformers", "open_clip"), False),
+    "llama": Entry(LLAMA, _llama, ("xllamacpp", "gguf"), False),
+}
+
+
+def missing(entry: Entry, packages: Path | None) -> list[str]:
+    """Packages that an engine needs and that are not there."""
+    if packages is not None and str(packages) not in sys.path:
+        sys.path.append(str(packages))
+    return [name for name in entry.needs if importlib.util.find_spec(name) is None]
+
+
+def runnable(setup: Setup) -> dict[str, Entry]:
+    """The wanted engines that can run; says which cannot."""
+    from benchmarks.engine_ours import native_kernels
+
+    found = {}
+    for key in setup.engines:
+        entry = ENGINES[key]
+        lacking = missing(entry, setup.packages)
+        if lacking:
+            print(f"skipped {entry.label}: not installed: {', '.join(lacking)}")
+        elif entry.native and not native_kernels():
+            print(f"skipped {entry.label}: there are no native kernels to switch off")
+        else:
+            found[key] = entry
+    return found
+
+
+def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
+    """Each round, every engine encodes a picture if it can, reads a prompt and makes tokens."""
+    from benchmarks.engine_ours import native_kernels
+
+    entries = {entry.label: entry for entry in runnable(setup).values()}
+    config = setup.written_for()
+    prompts = random_prompts(config, PROMPT_TOKENS)
+    with ExitStack() as stack:
+        workers = {}
+        for label, entry in entries.items():
+            workers[label] = stack.enter_context(entry.start(setup))
+            workers[label].call("run", prompts, 3, True)  # builds plans, reads files
+        actions = {
+            label: partial(worker.call, "run", prompts, setup.tokens, True)
+            for label, worker in workers.items()
+        }
+        turns = take_turns(actions, setup.rounds)
+    state = "on" if native_kernels() else "not there"
+    notes = (
+        f"{setup.blocks} decoder blocks of h = 4096, 16 heads, MLP 16384, vocabulary 50400; random"
+        f" weights; one picture (144 positions) and {PROMPT_TOKENS} ids in, {setup.tokens} out,"
+        f" greedy; {setup.threads} threads; {setup.rounds} rounds in which the engines take turns."
+        f" Native kernels of ours: {state}, unless the row says otherwise.",
+        "Ours has adapters (1024 wide, float16), which peers lack. llama.cpp runs its phi2 at"
+        " GPT-J's sizes and takes no picture: its prompt has 144 ids more.",
+    )
+    return [
+        (_decode_result(config, entries, turns, setup, notes), turns),
+        (_first_token_result(entries, turns, setup, notes), turns),
+    ]
+
+
+def _round_step_s(times: Times) -> float:
+    return median(times.step_s)
+
+
+def _decode_result(
+    config: MagmaConfig,
+    entries: dict[str, Entry],
+    turns: Turns,
+    setup: Setup,
+    notes: tuple[str, ...],
+) -> record.Result:
+    slots = config.image_tokens + PROMPT_TOKENS + setup.tokens // 2
+    rows = []
+    samples: dict[str, list[float]] = {}
+    for label, entry in entries.items():
+        size = step_bytes(config, slots, entry.adapters)
+        steps = turns.values(label, _round_step_s)
+        shares = [
+            size / turn.read_gb_per_s / 1e9 / _round_step_s(turn.value) for turn in turns.of[label]
+        ]
+        samples[f"{label}: step_s"] = [s for turn in turns.of[label] for s in turn.value.step_s]
+        samples[f"{label}: share"] = shares
+        rows.append(
+            (
+                label,
+                f"{1 / median(steps):.2f}",
+                f"{1e3 * median(steps):.0f} / {1e3 * min(steps):.0f}",
+                f"{size / 1e9:.2f}",
+                f"{median(shares):.2f}",
+                _against(turns, label, _round_step_s),
+            )
+        )
+    return record.Result(
+        bench="bench_generation_decode",
+        title="Decode: one sequence, one token at a time",
+        columns=("engine", "tokens/s", "ms a token", "GB read", "of bandwidth", "ours ÷ it"),
+        rows=rows,
+        samples=samples | turns.rate_samples(),
+        setting={"setup": str(setup)},
+        notes=(
+            *notes,
+            "Milliseconds: median / least of the rounds' medians. 'Of bandwidth': bytes that a"
+            " token must read, through the time, over the bandwidth measured just before and after"
+            " the engine's turn. 'Ours ÷ it': tokens/s of 'ours, tp 4' over the engine's, median"
+            " of the rounds' ratios.",
+            "Targets: of bandwidth ≥ 0.75 (native off ≥ 0.60); ours ÷ transformers ≥ 1.5; ours ÷"
+            " llama.cpp ≥ 0.95.",
+        ),
+        command="bench_generation --parts peers",
+    )
+
+
+def _against(turns: Turns, label: str, seconds: Callable[[Times], float]) -> str:
+    """How many times faster than an engine ours is."""
+    if OURS not in turns.of:
+        return "-"
+    return f"{ratio(turns.values(label, seconds), turns.values(OURS, seconds)):.2f}"
+
+
+def _first_token_result(
+    entries: dict[str, Entry], turns: Turns, setup: Setup, notes: tuple[str, ...]
+) -> record.Result:
+    rows = []
+    samples: dict[str, list[float]] = {}
+    for label in entries:
+        parts = {
+            "first": turns.values(label, lambda times: times.first_s),
+            "image": turns.values(label, lambda times: times.image_s),
+            "prefill": turns.values(label, lambda times: times.prefill_s),
+            "rest": turns.values(label, lambda t: t.first_s - t.image_s - t.prefill_s),
+        }
+        samples |= {f"{label}: {part}_s": values for part, values in parts.items()}
+        with_picture = any(parts["image"])
+        first = _against(turns, label, lambda times: times.first_s) if with_picture else "-"
+        cells = [f"{median(values):.2f}" for values in parts.values()]
+        if not with_picture:
+            cells[1] = "-"
+        prefill = _against(turns, label, lambda times: times.prefill_s)
+        rows.append((label, *cells, first, prefill))
+    return record.Result(
+        bench="bench_generation_first_token",
+        title="Time to first token, picture included",
+        columns=(
+            "engine",
+            "first token, s",
+            "image, s",
+            "prefill, s",
+            "rest, s",
+            "ours ÷ it",
+            "prefill: ours ÷ it",
+        ),
+        rows=rows,
+        samples=samples | turns.rate_samples(),
+        setting={"setup": str(setup)},
+        notes=(
+            *notes,
+            "The picture goes through RN50x16: ours in float16 storage, transformers' through"
+            " open_clip in float32. 'Ours ÷ it': its seconds over those of 'ours, tp 4', median of"
+            " the rounds' ratios: how many times faster ours is.",
+            "Targets: first token ≥ 6 times faster than transformers; prefill ≥ 1.0 times"
+            " llama.cpp's.",
+        ),
+        command="bench_generation --parts peers",
+    )
