@@ -10,12 +10,13 @@ llama.cpp, each left out, with a line that says so, where its packages are not i
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
 from benchmarks import generation_parts, record, table
-from benchmarks.generation_peers import ENGINES, Setup, beside_peers
+from benchmarks.generation_peers import AVX2_ONLY, ENGINES, Setup, beside_peers
 
 CACHE = Path(__file__).parents[1] / "cache" / "generation"
 
@@ -28,8 +29,14 @@ PARTS = {
     "schemes": generation_parts.schemes,
 }
 
-FULL = {"rounds": 5, "tokens": 32, "prompts": 40, "batches": (1, 2, 4, 6, 12, 24)}
-SHORT = {"rounds": 2, "tokens": 10, "prompts": 8, "batches": (1, 6)}
+FULL = {
+    "rounds": 5,
+    "tokens": 32,
+    "prompts": 200,
+    "batches": (1, 2, 4, 6, 12, 24),
+    "peer_batches": (1, 8),
+}
+SHORT = {"rounds": 2, "tokens": 8, "prompts": 8, "batches": (1, 6), "peer_batches": (1,)}
 
 
 def parse() -> argparse.Namespace:
@@ -42,6 +49,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="new tokens of a run")
     parser.add_argument("--prompts", type=int, help="prompts whose ids are compared")
     parser.add_argument("--batches", type=int, nargs="+", help="sequences of a run")
+    parser.add_argument(
+        "--avx2", action="store_true", help="as on a processor that has no more than AVX2"
+    )
+    parser.add_argument("--peer-batches", type=int, nargs="+", help="of which peers run these")
+    parser.add_argument("--preset", default="magma_v1_500", help="whose widths the slice has")
     parser.add_argument("--blocks", type=int, default=8, help="decoder blocks of the slice")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, default=CACHE, help="for files of some gigabytes")
@@ -54,14 +66,17 @@ def setup_of(options: argparse.Namespace) -> Setup:
     """What to measure: what the command line says, else the defaults."""
     sizes = dict(SHORT if options.short else FULL)
     sizes |= {name: getattr(options, name) for name in sizes if getattr(options, name) is not None}
-    sizes["batches"] = tuple(sizes["batches"])
+    for name in ("batches", "peer_batches"):
+        sizes[name] = tuple(sizes[name])
     return Setup(
         **sizes,
+        preset=options.preset,
         blocks=options.blocks,
         engines=tuple(options.engines),
         folder=options.folder,
         packages=options.packages,
         threads=options.threads,
+        avx2=options.avx2,
     )
 
 
@@ -69,6 +84,8 @@ def main() -> None:
     """Measures and prints; see --help."""
     options = parse()
     setup = setup_of(options)
+    if setup.avx2:  # before the first product here, and for all workers
+        os.environ.update(AVX2_ONLY)
     torch.set_num_threads(setup.threads)
     try:
         for part in options.parts:
@@ -80,7 +97,7 @@ def main() -> None:
     finally:
         if not options.keep:
             for suffix in ("pt", "gguf"):
-                (setup.folder / f"slice_{setup.blocks}.{suffix}").unlink(missing_ok=True)
+                setup.big_file(suffix).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Ours:
         dtype = str(config.transformer.precision)
         tensors = RandomTensors(config, dtype=dtype) if weights is None else None
         load_weights(session, model_weights(config, tensors or SliceWeights(config, *weights)))
-        session.__enter__()
+        self._session = session.__enter__()
         self._runs = runs_of(session, config, pad_id=0)
         side = config.visual.image_resolution
         self._pictures = (
@@ -92,9 +92,10 @@ class Ours:
             marks.append(time.perf_counter())
         return [b - a for a, b in pairwise(marks)]
 
-    def has_native(self) -> bool:
-        """Whether C++ kernels do the products of half-precision weights."""
-        return native_kernels()
+    def close(self) -> None:
+        """Ends the session."""
+        self._session.__exit__(None, None, None)
+        self._folder.cleanup()
 
     def _phases(self) -> tuple[float, float]:
         """Seconds so far in the image encoder and in the language model's first runs."""
@@ -109,10 +110,16 @@ class OursSeveral:
     """Several sessions in one process, by a key, sharing one file of weights."""
 
     def __init__(
-        self, configs: dict[int, MagmaConfig], weights: tuple[Path, MagmaConfig] | None
+        self,
+        configs: dict[int, MagmaConfig],
+        weights: tuple[Path, MagmaConfig] | None,
+        threads: int | None = None,
     ) -> None:
-        """Builds a session of each configuration."""
-        self._engines = {key: Ours(c, weights, traced=False) for key, c in configs.items()}
+        """Builds a session of each configuration; see :class:`Ours`."""
+        self._engines = {
+            key: Ours(config, weights, threads=threads, traced=False)
+            for key, config in configs.items()
+        }
 
     def run(self, key: int, prompts: list[list[int]], new_tokens: int) -> Times:
         """As :meth:`Ours.run` without a picture."""
@@ -121,3 +128,8 @@ class OursSeveral:
     def more(self, key: int, tokens: int) -> list[float]:
         """As :meth:`Ours.more`."""
         return self._engines[key].more(tokens)
+
+    def close(self) -> None:
+        """Ends all sessions."""
+        for engine in self._engines.values():
+            engine.close()

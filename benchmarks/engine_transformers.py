@@ -31,6 +31,8 @@ def random_gptj(config: MagmaConfig, dtype: torch.dtype) -> GPTJForCausalLM:
         n_layer=lm.layers,
         n_head=lm.attention.heads,
         rotary_dim=lm.attention.rotary_dim,
+        bos_token_id=None,
+        eos_token_id=None,
         attn_implementation="eager",
     )
     with torch.device("meta"):

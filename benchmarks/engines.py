@@ -17,9 +17,6 @@ import numpy as np
 from config.config import MagmaConfig
 from config.parsing import load_preset
 
-BYTES = 2
-"""Of a weight, and of a number in the cache."""
-
 
 @dataclass(frozen=True)
 class Times:
@@ -58,20 +55,26 @@ class Engine(Protocol):
         """Seconds of each of some more tokens behind the last run."""
 
 
-def real_slice(
-    blocks: int, text_tokens: int, tensor_parallel: int = 4, batch: int = 1, encoder: bool = True
+def model_slice(
+    preset: str,
+    blocks: int,
+    text_tokens: int,
+    tensor_parallel: int = 4,
+    batch: int = 1,
+    encoder: bool = True,
 ) -> MagmaConfig:
-    """MAGMA's real widths with fewer blocks.
+    """A preset's widths with fewer blocks.
 
     Args:
+        preset: Its name.
         blocks: Decoder blocks.
-        text_tokens: Positions beside the picture's 144.
+        text_tokens: Positions beside the picture's.
         tensor_parallel: Replicas.
         batch: Sequences of a run.
-        encoder: With CLIP's RN50x16; else with the least encoder that gives 144 positions, for
-            benchmarks of the language model alone.
+        encoder: With the preset's image encoder; else with the least that gives as many positions,
+            for benchmarks of the language model alone.
     """
-    config = copy.deepcopy(load_preset("magma_v1_500"))
+    config = copy.deepcopy(load_preset(preset))
     if not encoder:
         config.visual.layers = (1, 1, 1, 1)
         config.visual.width = 2
@@ -96,7 +99,8 @@ def step_bytes(config: MagmaConfig, slots: int, adapters: bool = True) -> int:
     h = lm.hidden_size
     block = 4 * h * h + 2 * h * lm.inner_size + (2 * h * lm.adapter_size if adapters else 0)
     cached = config.batch * slots * lm.layers * 2 * h
-    return BYTES * (lm.layers * block + lm.embedding.vocab_size * h + cached)
+    size = np.dtype(str(lm.precision)).itemsize
+    return size * (lm.layers * block + lm.embedding.vocab_size * h + cached)
 
 
 def random_prompts(config: MagmaConfig, length: int, seed: int = 0) -> list[list[int]]:

@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks import record
-from benchmarks.engines import Times, random_prompts, real_slice, step_bytes
+from benchmarks.engines import Times, random_prompts, step_bytes
 from benchmarks.generation_peers import ENGINES, PROMPT_TOKENS, Setup, missing
 from benchmarks.turns import Turns, ratio, take_turns
 from benchmarks.workers import Worker
@@ -27,7 +27,6 @@ STEPS = 6
 
 SCHEME_TOKENS = 64
 LENGTHS = (10, 1000)
-PEER_BATCHES = (1, 8)
 TINY_TP = 4
 
 
@@ -37,14 +36,15 @@ def _cells(*values: float, digits: int = 2) -> tuple[str, ...]:
 
 def _slice_note(setup: Setup) -> str:
     return (
-        f"{setup.blocks} decoder blocks of the real widths and the head, float16 random weights,"
+        f"{setup.blocks} decoder blocks of {setup.preset}'s widths and the head, random weights,"
         f" tensor parallelism 4, {setup.threads} threads; {setup.rounds} rounds in turns."
+        f" {setup.instructions()}"
     )
 
 
 def _several(stack: ExitStack, configs: dict[int, MagmaConfig], setup: Setup) -> Worker:
-    weights = setup.weights()
-    return stack.enter_context(Worker("benchmarks.engine_ours:OursSeveral", configs, weights))
+    factory = "benchmarks.engine_ours:OursSeveral"
+    return stack.enter_context(Worker(factory, configs, setup.weights(), setup.threads))
 
 
 def batches(setup: Setup) -> Outcome:
@@ -52,11 +52,11 @@ def batches(setup: Setup) -> Outcome:
     # Behind the prompt there must be room for all rounds.
     text = PROMPT_TOKENS + 8 + STEPS * (setup.rounds + 2)
     configs = {
-        b: real_slice(setup.blocks, text, batch=b, encoder=False)
-        for b in sorted({*setup.batches, *PEER_BATCHES})
+        b: setup.slice(text, batch=b, encoder=False)
+        for b in sorted({*setup.batches, *setup.peer_batches})
     }
     lacking = missing(ENGINES["transformers"], setup.packages)
-    peers = () if lacking or "transformers" not in setup.engines else PEER_BATCHES
+    peers = () if lacking or "transformers" not in setup.engines else setup.peer_batches
     with ExitStack() as stack:
         ours = _several(stack, configs, setup)
         actions: dict[str, Callable[[], list[float]]] = {}
@@ -80,7 +80,7 @@ def batches(setup: Setup) -> Outcome:
             other = f"{ratio(turns.values(f'transformers bf16, {b}', median), steps):.2f}"
         rows.append((engine, b, *_cells(1e3 * median(steps), int(b) / median(steps), gain), other))
     result = record.Result(
-        bench="bench_generation_batch",
+        bench=setup.bench("batch"),
         title="Decode of several sequences at once",
         columns=("engine", "sequences", "ms a step", "tokens/s", "÷ alone", "ours ÷ transformers"),
         rows=rows,
@@ -91,14 +91,14 @@ def batches(setup: Setup) -> Outcome:
             "'÷ alone': tokens/s over those of one sequence, median of the rounds' ratios. Targets:"
             " 6 sequences ≥ 3.5 times one; ≥ 4 times transformers at 8.",
         ),
-        command="bench_generation --parts batch",
+        command=setup.command("batch"),
     )
     return [(result, turns)]
 
 
 def schemes(setup: Setup) -> Outcome:
     """64 tokens with the cache against 64 tokens that compute everything anew."""
-    config = real_slice(setup.blocks, PROMPT_TOKENS + SCHEME_TOKENS)
+    config = setup.slice(PROMPT_TOKENS + SCHEME_TOKENS)
     prompts = random_prompts(config, PROMPT_TOKENS)
     factory, weights = "benchmarks.engine_ours:Ours", setup.weights()
     with ExitStack() as stack:
@@ -127,7 +127,7 @@ def schemes(setup: Setup) -> Outcome:
     gain = ratio(seconds["recompute"], seconds["cached"])
     rows = [(name, *_cells(median(values), digits=1)) for name, values in seconds.items()]
     result = record.Result(
-        bench="bench_generation_schemes",
+        bench=setup.bench("schemes"),
         title=f"{SCHEME_TOKENS} tokens, cached and computed anew",
         columns=("scheme", "s"),
         rows=[*rows, ("ratio", f"{gain:.1f}")],
@@ -139,14 +139,14 @@ def schemes(setup: Setup) -> Outcome:
             f"Recompute: all of its runs cost the same, so one run a round is timed and taken"
             f" {SCHEME_TOKENS} times. Target: ratio ≥ 25.",
         ),
-        command="bench_generation --parts schemes",
+        command=setup.command("schemes"),
     )
     return [(result, turns)]
 
 
 def lengths(setup: Setup) -> Outcome:
     """One more token behind 10 and behind 1000."""
-    config = real_slice(setup.blocks, LENGTHS[-1] + 8 + STEPS * (setup.rounds + 2), encoder=False)
+    config = setup.slice(LENGTHS[-1] + 8 + STEPS * (setup.rounds + 2), encoder=False)
     names = {length: f"length {length}" for length in LENGTHS}
     with ExitStack() as stack:
         worker = _several(stack, dict.fromkeys(LENGTHS, config), setup)
@@ -166,7 +166,7 @@ def lengths(setup: Setup) -> Outcome:
     ]
     rows.append(("ratio", *_cells(ratio(steps[long], steps[short]), explained, digits=3)))
     result = record.Result(
-        bench="bench_generation_length",
+        bench=setup.bench("length"),
         title="One more token, by the length of the sequence so far",
         columns=("what", "ms a token", "GB read"),
         rows=rows,
@@ -177,7 +177,7 @@ def lengths(setup: Setup) -> Outcome:
             f"Target: ratio of times ≤ 1.15 × {explained:.3f} (what the keys' and values' bytes"
             f" explain) = {1.15 * explained:.3f}.",
         ),
-        command="bench_generation --parts length",
+        command=setup.command("length"),
     )
     return [(result, turns)]
 
@@ -200,7 +200,7 @@ def overhead(setup: Setup) -> Outcome:
     rows = [(name, f"{1e6 * median(values):.0f}") for name, values in steps.items()]
     rows.append(("ratio", f"{ratio(steps[first], steps[second]):.2f}"))
     result = record.Result(
-        bench="bench_generation_overhead",
+        bench=setup.bench("overhead"),
         title="What the engine costs beside its kernels: a decode step of a tiny model",
         columns=("engine", "µs a token"),
         rows=rows,
@@ -211,7 +211,7 @@ def overhead(setup: Setup) -> Outcome:
             "Hidden size 64, 2 blocks with adapters, vocabulary 512, float32, one thread. From ids"
             " on the host to ids on the host. Target: ratio ≤ 2.",
         ),
-        command="bench_generation --parts overhead",
+        command=setup.command("overhead"),
     )
     return [(result, turns)]
 
@@ -240,7 +240,7 @@ def equal(setup: Setup) -> Outcome:
                 agree[name] += engine.call("run", prompts, setup.tokens, False).ids == wanted
     rows = [(name, f"{count} of {setup.prompts}") for name, count in agree.items()]
     result = record.Result(
-        bench="bench_generation_equal",
+        bench=setup.bench("equal"),
         title="Greedy ids equal to transformers' with the same weights, float32",
         columns=("engine", "prompts with equal ids"),
         rows=rows,
@@ -250,7 +250,7 @@ def equal(setup: Setup) -> Outcome:
             f"transformers' GPT-J with adapters put in, its own cache, the loop of the other"
             f" tables; {setup.tokens} ids of each prompt. llama.cpp has no GPT-J to compare.",
         ),
-        command="bench_generation --parts equal",
+        command=setup.command("equal"),
     )
     return [(result, take_turns({}, 0))]
 

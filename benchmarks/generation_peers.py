@@ -11,11 +11,22 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import torch
+
 from benchmarks import record
-from benchmarks.engines import Times, random_prompts, real_slice, step_bytes
+from benchmarks.engines import Times, model_slice, random_prompts, step_bytes
 from benchmarks.turns import Turns, ratio, take_turns
 from benchmarks.workers import Worker
 from config.config import MagmaConfig
+
+AVX2_ONLY = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "POPXL_TORCH_NATIVE": "avx2",
+}
+"""Variables that hold torch, its libraries and our kernels back on processors that have more.
+llama.cpp's wheel has no more than AVX2 anyway."""
 
 NATIVE_SWITCH = "POPXL_TORCH_NATIVE"
 OURS = "ours, tp 4"
@@ -29,47 +40,77 @@ class Setup:
     """What to measure, and with what.
 
     Attributes:
+        preset: Whose widths the slice has.
         blocks: Decoder blocks of the slice.
         rounds: Turns of each engine.
         tokens: New tokens of a run.
         prompts: For comparing ids.
         engines: Keys of ENGINES to run, and of the peers in other parts.
         batches: Sequences of a run in the batch curve.
+        peer_batches: Those of them that the peer runs too.
         folder: For big files.
         packages: Folder with packages of peers that are not installed, if any.
         threads: Of every engine.
+        avx2: Whether all engines are held to AVX2.
     """
 
+    preset: str
     blocks: int
     rounds: int
     tokens: int
     prompts: int
     engines: tuple[str, ...]
     batches: tuple[int, ...]
+    peer_batches: tuple[int, ...]
     folder: Path
     packages: Path | None
     threads: int
+    avx2: bool = False
+
+    def instructions(self) -> str:
+        """What the processor offers to torch, for notes."""
+        name = torch.backends.cpu.get_cpu_capability()
+        brain = "with" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "without"
+        return f"Vector instructions that torch uses: {name}, {brain} bfloat16 products."
+
+    def bench(self, name: str) -> str:
+        """The name of a benchmark: another where instructions are held back."""
+        return f"bench_generation_{name}" + ("_avx2" if self.avx2 else "")
+
+    def command(self, part: str) -> str:
+        """How a part is run."""
+        return f"bench_generation --parts {part}" + (" --avx2" if self.avx2 else "")
 
     def written_for(self) -> MagmaConfig:
         """The configuration of the file of weights."""
-        return real_slice(self.blocks, PROMPT_TOKENS + self.tokens)
+        return self.slice(PROMPT_TOKENS + self.tokens)
+
+    def slice(
+        self, text_tokens: int, tensor_parallel: int = 4, batch: int = 1, encoder: bool = True
+    ) -> MagmaConfig:
+        """See :func:`benchmarks.engines.model_slice`."""
+        return model_slice(self.preset, self.blocks, text_tokens, tensor_parallel, batch, encoder)
+
+    def big_file(self, suffix: str) -> Path:
+        """Where weights are kept."""
+        return self.folder / f"{self.preset}_{self.blocks}.{suffix}"
 
     def weights(self) -> tuple[Path, MagmaConfig]:
         """The file of weights, which is written if it is not there, and its configuration."""
         from utils.checkpoint_writer import write_random_checkpoint
 
         config = self.written_for()
-        path = self.folder / f"slice_{self.blocks}.pt"
+        path = self.big_file("pt")
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_random_checkpoint(path, config)
+            write_random_checkpoint(path, config, dtype=str(config.transformer.precision))
         return path, config
 
     def gguf(self) -> Path:
         """llama.cpp's file, which is written if it is not there."""
         from benchmarks.engine_llama import write_gguf
 
-        path = self.folder / f"slice_{self.blocks}.gguf"
+        path = self.big_file("gguf")
         if not path.exists():
             part = path.with_suffix(".part")
             write_gguf(part, self.written_for(), self.packages)
@@ -79,7 +120,7 @@ class Setup:
 
 def _ours(setup: Setup, tensor_parallel: int = 4, native: bool = True) -> Worker:
     path, written_for = setup.weights()
-    config = real_slice(setup.blocks, written_for.text_tokens, tensor_parallel)
+    config = setup.slice(written_for.text_tokens, tensor_parallel)
     return Worker(
         "benchmarks.engine_ours:Ours",
         config,
@@ -168,20 +209,23 @@ def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
         workers = {}
         for label, entry in entries.items():
             workers[label] = stack.enter_context(entry.start(setup))
-            workers[label].call("run", prompts, 3, True)  # builds plans, reads files
+            # Builds plans, also for the lengths that are reached, and reads files.
+            workers[label].call("run", prompts, setup.tokens, True)
         actions = {
             label: partial(worker.call, "run", prompts, setup.tokens, True)
             for label, worker in workers.items()
         }
         turns = take_turns(actions, setup.rounds)
     state = "on" if native_kernels() else "not there"
+    lm = config.transformer
     notes = (
-        f"{setup.blocks} decoder blocks of h = 4096, 16 heads, MLP 16384, vocabulary 50400; random"
-        f" weights; one picture (144 positions) and {PROMPT_TOKENS} ids in, {setup.tokens} out,"
+        f"{setup.blocks} decoder blocks of h = {lm.hidden_size}, {lm.attention.heads} heads, MLP"
+        f" {lm.inner_size}, vocabulary {lm.embedding.vocab_size}; random weights; one picture"
+        f" ({config.image_tokens} positions) and {PROMPT_TOKENS} ids in, {setup.tokens} out,"
         f" greedy; {setup.threads} threads; {setup.rounds} rounds in which the engines take turns."
-        f" Native kernels of ours: {state}, unless the row says otherwise.",
-        "Ours has adapters (1024 wide, float16), which peers lack. llama.cpp runs its phi2 at"
-        " GPT-J's sizes and takes no picture: its prompt has 144 ids more.",
+        f" Native kernels of ours: {state}, unless the row says otherwise. {setup.instructions()}",
+        f"Ours has adapters ({lm.adapter_size} wide, {lm.precision}), which peers lack. llama.cpp"
+        " runs its phi2 at GPT-J's sizes and takes no picture: its prompt has as many ids more.",
     )
     return [
         (_decode_result(config, entries, turns, setup, notes), turns),
@@ -222,7 +266,7 @@ def _decode_result(
             )
         )
     return record.Result(
-        bench="bench_generation_decode",
+        bench=setup.bench("decode"),
         title="Decode: one sequence, one token at a time",
         columns=("engine", "tokens/s", "ms a token", "GB read", "of bandwidth", "ours ÷ it"),
         rows=rows,
@@ -237,7 +281,7 @@ def _decode_result(
             "Targets: of bandwidth ≥ 0.75 (native off ≥ 0.60); ours ÷ transformers ≥ 1.5; ours ÷"
             " llama.cpp ≥ 0.95.",
         ),
-        command="bench_generation --parts peers",
+        command=setup.command("peers"),
     )
 
 
@@ -269,7 +313,7 @@ def _first_token_result(
         prefill = _against(turns, label, lambda times: times.prefill_s)
         rows.append((label, *cells, first, prefill))
     return record.Result(
-        bench="bench_generation_first_token",
+        bench=setup.bench("first_token"),
         title="Time to first token, picture included",
         columns=(
             "engine",
@@ -285,11 +329,11 @@ def _first_token_result(
         setting={"setup": str(setup)},
         notes=(
             *notes,
-            "The picture goes through RN50x16: ours in float16 storage, transformers' through"
-            " open_clip in float32. 'Ours ÷ it': its seconds over those of 'ours, tp 4', median of"
-            " the rounds' ratios: how many times faster ours is.",
+            "The picture goes through the whole encoder: ours in its own precision, transformers'"
+            " through open_clip in float32. 'Ours ÷ it': its seconds over those of 'ours, tp 4',"
+            " median of the rounds' ratios: how many times faster ours is.",
             "Targets: first token ≥ 6 times faster than transformers; prefill ≥ 1.0 times"
             " llama.cpp's.",
         ),
-        command="bench_generation --parts peers",
+        command=setup.command("peers"),
     )

@@ -19,7 +19,7 @@ STOP_WITHIN_S = 10.0
 
 
 class Worker:
-    """An object in a process of its own."""
+    """An object in a process of its own. Its method `close`, if it has one, is called last."""
 
     def __init__(
         self, factory: str, *arguments: Any, environment: dict[str, str] | None = None
@@ -98,8 +98,11 @@ def _serve(
         try:
             method, arguments = connection.recv()
         except EOFError:
-            return
+            break
         try:
             connection.send((True, getattr(made, method)(*arguments)))
         except Exception:
             connection.send((False, traceback.format_exc()))
+    close = getattr(made, "close", None)
+    if close is not None:
+        close()
