@@ -18,7 +18,7 @@ NATIVE := $(wildcard runtime/src/popxl_torch/kernels/native/*.cpp runtime/src/po
 
 BENCHES := benchmarks.bench_plan_overhead benchmarks.bench_tensor_parallel \
 	runtime.benchmarks.bench_kernels
-LONG_BENCHES := benchmarks.bench_first_token
+LONG_BENCHES := benchmarks.bench_first_token benchmarks.bench_generation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -42,7 +42,6 @@ def _module(content: dict[str, Any]) -> str:
 def section(content: dict[str, Any]) -> str:
     """One benchmark's part of the document."""
     machine, versions = content["machine"], content["versions"]
-    command = content.get("command") or content["bench"]
     rates = " and ".join(
         f"{rate['read_gb_per_s']} GB/s, {rate['matmul_gflops']} GFLOP/s"
         for rate in content["rates"]
