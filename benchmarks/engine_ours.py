@@ -20,15 +20,6 @@ from modelling.mapping import model_weights
 from utils.random_tensors import RandomTensors
 
 
-def native_kernels() -> bool:
-    """Whether the runtime's C++ kernels are there and switched on."""
-    try:
-        from popxl_torch.kernels.native import native
-    except ImportError:
-        return False
-    return native() is not None
-
-
 class Ours:
     """See :class:`benchmarks.engines.Engine`. Sequences never end."""
 

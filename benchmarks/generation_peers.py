@@ -152,22 +152,21 @@ class Entry:
         start: Makes it.
         needs: Packages that it needs.
         adapters: Whether it reads adapters.
-        native: Whether it is of no use without our C++ kernels.
     """
 
     label: str
     start: Callable[[Setup], Worker]
     needs: tuple[str, ...] = ()
     adapters: bool = True
-    native: bool = False
 
 
 ENGINES = {
     "ours": Entry(OURS, _ours),
     "ours-tp1": Entry("ours, tp 1", partial(_ours, tensor_parallel=1)),
-    "ours-stock": Entry("ours, tp 4, native off", partial(_ours, native=False), native=True),
+    "ours-stock": Entry("ours, tp 4, native off", partial(_ours, native=False)),
     "ours-tp1-stock": Entry(
-        "ours, tp 1, native off", partial(_ours, tensor_parallel=1, native=False), native=True
+        "ours, tp 1, native off",
+        partial(_ours, tensor_parallel=1, native=False),
     ),
     "transformers": Entry(TRANSFORMERS, _transformers, ("transformers", "open_clip"), False),
     "llama": Entry(LLAMA, _llama, ("xllamacpp", "gguf"), False),
@@ -183,16 +182,12 @@ def missing(entry: Entry, packages: Path | None) -> list[str]:
 
 def runnable(setup: Setup) -> dict[str, Entry]:
     """The wanted engines that can run; says which cannot."""
-    from benchmarks.engine_ours import native_kernels
-
     found = {}
     for key in setup.engines:
         entry = ENGINES[key]
         lacking = missing(entry, setup.packages)
         if lacking:
             print(f"skipped {entry.label}: not installed: {', '.join(lacking)}")
-        elif entry.native and not native_kernels():
-            print(f"skipped {entry.label}: there are no native kernels to switch off")
         else:
             found[key] = entry
     return found
@@ -200,8 +195,6 @@ def runnable(setup: Setup) -> dict[str, Entry]:
 
 def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
     """Each round, every engine encodes a picture if it can, reads a prompt and makes tokens."""
-    from benchmarks.engine_ours import native_kernels
-
     entries = {entry.label: entry for entry in runnable(setup).values()}
     config = setup.written_for()
     prompts = random_prompts(config, PROMPT_TOKENS)
@@ -216,14 +209,14 @@ def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
             for label, worker in workers.items()
         }
         turns = take_turns(actions, setup.rounds)
-    state = "on" if native_kernels() else "not there"
     lm = config.transformer
     notes = (
         f"{setup.blocks} decoder blocks of h = {lm.hidden_size}, {lm.attention.heads} heads, MLP"
         f" {lm.inner_size}, vocabulary {lm.embedding.vocab_size}; random weights; one picture"
         f" ({config.image_tokens} positions) and {PROMPT_TOKENS} ids in, {setup.tokens} out,"
         f" greedy; {setup.threads} threads; {setup.rounds} rounds in which the engines take turns."
-        f" Native kernels of ours: {state}, unless the row says otherwise. {setup.instructions()}",
+        " Native kernels of ours: on where they were built, unless the row says otherwise."
+        f" {setup.instructions()}",
         f"Ours has adapters ({lm.adapter_size} wide, {lm.precision}), which peers lack. llama.cpp"
         " runs its phi2 at GPT-J's sizes and takes no picture: its prompt has as many ids more.",
     )
