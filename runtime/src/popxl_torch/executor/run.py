@@ -266,16 +266,31 @@ def _left_over(body: Body) -> list[int]:
     return sorted(own - {slot for step in body.steps for slot in step.frees})
 
 
+def _bind_body(bound: BoundPlan, body: Body) -> Callable[[], list[Any]]:
+    """A function that executes a body and takes its results out of the slots."""
+    slots = bound.slots
+    actions, notes = bound._body(body)
+    results = [operand.slot for operand in body.results]
+    own = _left_over(body)
+
+    def run() -> list[Any]:
+        _execute(actions, notes)
+        values = [slots[slot] for slot in results]
+        for slot in own:
+            slots[slot] = None
+        return values
+
+    return run
+
+
 def _bind_loop(bound: BoundPlan, step: Step) -> Action:
     slots = bound.slots
     (body,) = step.bodies
-    actions, notes = bound._body(body)
+    run_body = _bind_body(bound, body)
     count = step.attrs["count"]
     starts = [operand.slot for operand in step.ins]
     params = [operand.slot for operand in body.params]
-    results = [operand.slot for operand in body.results]
     outs = [operand.slot for operand in step.outs]
-    own = _left_over(body)
 
     def run() -> None:
         carried = [slots[slot] for slot in starts]
@@ -284,10 +299,7 @@ def _bind_loop(bound: BoundPlan, step: Step) -> Action:
                 slots[slot] = value
             value = None
             carried.clear()
-            _execute(actions, notes)
-            carried = [slots[slot] for slot in results]
-            for slot in own:
-                slots[slot] = None
+            carried = run_body()
         for slot, value in zip(outs, carried, strict=True):
             slots[slot] = value
 
@@ -297,15 +309,11 @@ def _bind_loop(bound: BoundPlan, step: Step) -> Action:
 def _bind_if(bound: BoundPlan, step: Step) -> Action:
     slots, backend = bound.slots, bound.backend
     condition = step.ins[0].slot
-    branches = [(*bound._body(body), body, _left_over(body)) for body in step.bodies]
+    yes, no = (_bind_body(bound, body) for body in step.bodies)
     outs = [operand.slot for operand in step.outs]
 
     def run() -> None:
-        actions, notes, body, own = branches[0 if backend.integer(slots[condition]) else 1]
-        _execute(actions, notes)
-        values = [slots[operand.slot] for operand in body.results]
-        for slot in own:
-            slots[slot] = None
+        values = yes() if backend.integer(slots[condition]) else no()
         for slot, value in zip(outs, values, strict=True):
             slots[slot] = value
 
@@ -316,17 +324,12 @@ def _bind_select(bound: BoundPlan, step: Step) -> Action:
     """A condition that differs by replica: both branches run, each replica takes its own."""
     slots, backend = bound.slots, bound.backend
     condition = step.ins[0].slot
-    branches = [(*bound._body(body), body, _left_over(body)) for body in step.bodies]
+    branches = [_bind_body(bound, body) for body in step.bodies]
     outs = [operand.slot for operand in step.outs]
 
     def run() -> None:
         chosen = slots[condition]
-        values = []
-        for actions, notes, body, own in branches:
-            _execute(actions, notes)
-            values.append([slots[operand.slot] for operand in body.results])
-            for slot in own:
-                slots[slot] = None
+        values = [run_body() for run_body in branches]
         for slot, yes, no in zip(outs, *values, strict=True):
             slots[slot] = backend.select(chosen, yes, no)
 
