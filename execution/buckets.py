@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
-
 SMALLEST_PROMPT = 16
 PROMPTS_PER_DOUBLING = 8
 """A prompt's work grows with its bucket, so at most an eighth of it may be wasted."""
@@ -37,8 +34,3 @@ def prompt_buckets(slots: int) -> tuple[int, ...]:
 def read_buckets(slots: int) -> tuple[int, ...]:
     """How many slots a decode step may read of a cache of so many slots."""
     return buckets(slots, SMALLEST_READ, READS_PER_DOUBLING)
-
-
-def bucket_of(length: int, lengths: Sequence[int]) -> int:
-    """The least of the lengths that has room for one."""
-    return lengths[bisect_left(lengths, length)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,11 +12,15 @@ from hypothesis import strategies as st
 from execution.buckets import (
     SMALLEST_PROMPT,
     SMALLEST_READ,
-    bucket_of,
     buckets,
     prompt_buckets,
     read_buckets,
 )
+
+
+def bucket_of(length: int, lengths: Sequence[int]) -> int:
+    """The least of the lengths that has room for one."""
+    return lengths[bisect_left(lengths, length)]
 
 
 @given(st.integers(1, 3000), st.sampled_from([1, 4, 16, 64]), st.sampled_from([1, 2, 4, 8]))

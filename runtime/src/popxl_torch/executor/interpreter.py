@@ -17,7 +17,6 @@ from popxl_torch.executor.run import Memory
 from popxl_torch.ir.errors import popart_runtime_error
 from popxl_torch.ir.opdef import opdef
 from popxl_torch.ir.records import Graph, Op, Program, Value
-from popxl_torch.kernels.collectives import reduce_members
 from popxl_torch.plan.steps import Operand, Step
 
 Replicas = list[Any]
@@ -140,25 +139,12 @@ class Interpreter:
             raise popart_runtime_error(
                 f"A collective inside a branch that only some replicas take: {op.where()}"
             )
-        half = inputs[0].dtype == torch.float16
-        stacked = torch.stack([t.float() if half else t for t in inputs])
-        groups = op.attrs["groups"]
-        spec = op.outputs[0].spec
-        wanted = inputs[0].dtype
-        results: dict[int, Any] = {}
-        for members in groups:
-            if kind == "ReplicatedAllReduce":
-                results.update(reduce_members(stacked, (members,), op.attrs["op"]))
-            elif kind == "ReplicatedAllGather":
-                gathered = _gather([stacked[m] for m in members], op.attrs, spec)
-                results.update(dict.fromkeys(members, gathered))
-            elif kind == "ReplicatedSlice":
-                for k, member in enumerate(members):
-                    piece = stacked[member].chunk(len(members), dim=op.attrs["axis"])[k]
-                    results[member] = piece.reshape(spec.shape)
-            else:
-                results.update(_scatter(stacked, members, op.attrs["op"], spec.shape[0]))
-        return [_copy(results[r].to(wanted)) for r in range(self.replicas)]
+        if op not in self._bound:
+            ins = tuple(Operand(0, v.spec, varying=True) for v in op.inputs if v is not None)
+            outs = tuple(Operand(0, v.spec, varying=True) for v in op.outputs)
+            self._bound[op] = self.backend.bind(Step(kind, ins, outs, op.attrs, where=op.where()))
+        together = self._bound[op](torch.stack(inputs))
+        return [_copy(together[r]) for r in range(self.replicas)]
 
     # -- control flow -----------------------------------------------------------------------
 
@@ -280,23 +266,3 @@ def _alias(tensor: Any, inputs: list[Replicas], replica: int, op: Op) -> Any:
 
 def _shares(a: Any, b: Any) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
-def _gather(tensors: list[Any], attrs: dict[str, Any], spec: Any) -> Any:
-    if attrs["mode"] == "new_axis":
-        return torch.stack(tensors)
-    if attrs["mode"] == "concat":
-        return torch.cat(tensors, dim=attrs["axis"])
-    return torch.cat([t.reshape(-1) for t in tensors])[: spec.nelms].reshape(spec.shape)
-
-
-def _scatter(stacked: Any, members: tuple[int, ...], op: str, length: int) -> dict[int, Any]:
-    whole = {m: stacked[m] for m in members}
-    if op != "local":
-        whole = reduce_members(stacked, (members,), op)
-    pieces = {}
-    for k, member in enumerate(members):
-        flat = whole[member].reshape(-1)
-        flat = torch.nn.functional.pad(flat, (0, length * len(members) - flat.numel()))
-        pieces[member] = flat[k * length : (k + 1) * length]
-    return pieces
