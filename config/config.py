@@ -97,6 +97,11 @@ class GPTJEmbeddingConfig:
     real_vocab_size: int = 50258
     """rows of the word embedding: tokens of the tokenizer"""
 
+    def rows_per_shard(self, shards: int) -> int:
+        """Rows of the word embedding that each of some shards holds, padding included."""
+        rows = -(-self.real_vocab_size // shards)
+        return SLICE_MULTIPLE * -(-rows // SLICE_MULTIPLE)
+
 
 @dataclass
 class GPTJAttentionConfig:
@@ -171,8 +176,7 @@ class GPTJConfig:
     @property
     def embedding_rows_per_shard(self) -> int:
         """Rows of the word embedding that one replica holds, padding included."""
-        rows = -(-self.embedding.real_vocab_size // self.execution.tensor_parallel)
-        return SLICE_MULTIPLE * -(-rows // SLICE_MULTIPLE)
+        return self.embedding.rows_per_shard(self.execution.tensor_parallel)
 
     @property
     def dtype(self) -> Any:

@@ -16,7 +16,13 @@ from utils.errors import UserError
 Arrays = Mapping[str, np.ndarray]
 
 
-def take(tensors: Arrays, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def take(
+    tensors: Arrays,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    spare_rows: bool = False,
+) -> np.ndarray:
     """Reads one tensor of a checkpoint, as the dtype of the model.
 
     Args:
@@ -24,6 +30,7 @@ def take(tensors: Arrays, name: str, shape: tuple[int, ...], dtype: np.dtype) ->
         name: The tensor's name.
         shape: The shape it must have.
         dtype: The result's dtype; a tensor that has it already is not copied.
+        spare_rows: Whether it may have more rows than the shape says.
 
     Raises:
         UserError: The tensor is absent or has another shape.
@@ -34,7 +41,8 @@ def take(tensors: Arrays, name: str, shape: tuple[int, ...], dtype: np.dtype) ->
             "choose the configuration that this checkpoint was trained with"
         )
     array = tensors[name]
-    if array.shape != shape:
+    wanted = (max(shape[0], array.shape[0]), *shape[1:]) if spare_rows and array.ndim else shape
+    if array.shape != wanted:
         raise UserError(
             f"tensor {name} has shape {array.shape}, but the configuration needs {shape}; "
             "choose the configuration that this checkpoint was trained with"
@@ -79,13 +87,13 @@ def vector_shards(vector: np.ndarray, r: int) -> np.ndarray:
 def vocabulary_shards(table: np.ndarray, rows: int, r: int) -> np.ndarray:
     """Cuts an embedding table: (v, h) to (r, rows, h); zero rows fill the end of the table.
 
-    Copies the table, unless it needs no filling.
+    Copies the table, unless it has enough rows already.
     """
     missing = r * rows - table.shape[0]
-    if missing:
+    if missing > 0:
         filling = np.zeros((missing, table.shape[1]), table.dtype)
         table = frozen(np.concatenate([table, filling]))
-    return _drop_single(table.reshape(r, rows, -1))
+    return _drop_single(table[: r * rows].reshape(r, rows, -1))
 
 
 def _drop_single(shards: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from utils.checkpoint_layout import (
 )
 from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
+from utils.folder_layout import folder_embedding_rows, folder_tensors, is_folder_name
 
 if TYPE_CHECKING:
     from config.config import MagmaConfig
@@ -81,6 +82,11 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         """Number of canonical names."""
         return len(self._tensors)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return list(dict.fromkeys(tensor.file for tensor in self._tensors.values()))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the array that a canonical name gives, without reading it."""
         shape = self._stored(name).shape
@@ -92,10 +98,16 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         """The stored type of a canonical name: float16, bfloat16, float32, bool, ..."""
         return self._stored(name).dtype
 
+    @property
+    def in_model_folder(self) -> bool:
+        """Whether the tensors lie as in a model folder (`utils.model_folder`)."""
+        return any(is_folder_name(name) for name in self._tensors)
+
     def validate(self, config: MagmaConfig) -> None:
         """Checks that the checkpoint is exactly what ``config`` describes.
 
-        From then on the word embedding has the configured number of rows.
+        From then on the word embedding has the configured number of rows; in a model folder it has
+        further rows of zeros.
 
         Raises:
             UserError: another model or layout, other sizes; or keys that are missing, extra or
@@ -107,10 +119,15 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         self._check_layout(configured_layout(config))
         self._check_sizes(config)
         expected = expected_tensors(config, positions=self._positions())
+        row_counts = embedding_row_counts(config)
+        if self.in_model_folder:
+            expected = folder_tensors(config)
+            row_counts = (folder_embedding_rows(config),)
         self._check_names(expected)
-        self._check_shapes(expected, embedding_row_counts(config))
+        self._check_shapes(expected, row_counts)
         self._check_dtypes(expected)
-        self._embedding_rows = config.transformer.embedding.real_vocab_size
+        if not self.in_model_folder:
+            self._embedding_rows = config.transformer.embedding.real_vocab_size
 
     def _stored(self, name: str) -> StoredTensor:
         try:

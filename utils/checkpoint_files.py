@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PUBLISHED_FILE = "mp_rank_00_model_states.pt"
 
+CONVERSION_FILE = "conversion.json"
+"""In a folder that is being written: what is finished."""
+
 _FOLDER_FILES = (
     PUBLISHED_FILE,
     "model.safetensors.index.json",
@@ -60,15 +63,26 @@ class StoredTensor:
         shape: as stored.
         dtype: the stored type's name: float16, bfloat16, float32, bool, ...
         identity: equal for two tensors that are the same bytes seen in the same way.
-        read: gives the array: a read-only view of the mapped file, except that bfloat16 and
-            float64, which models here do not use, are converted to a float32 copy.
+        stored: gives the array as it is stored, a read-only view of the mapped file; the bits of
+            bfloat16 come as uint16.
     """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
     identity: tuple[object, ...]
-    read: Callable[[], npt.NDArray[Any]]
+    stored: Callable[[], npt.NDArray[Any]]
+
+    def read(self) -> npt.NDArray[Any]:
+        """The array, read-only: as stored, except that bfloat16 and float64, which models here do
+        not use, are converted to a float32 copy."""
+        array = self.stored()
+        if self.dtype == "bfloat16":
+            array = np.asarray(array.astype(np.uint32) << 16).view(np.float32)
+        elif self.dtype == "float64":
+            array = array.astype(np.float32)
+        array.flags.writeable = False
+        return array
 
 
 def open_tensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
@@ -101,6 +115,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _search_folder(folder: Path) -> Path:
+    if (folder / CONVERSION_FILE).exists():
+        raise UserError(
+            f"{folder}: is an unfinished model folder; run execution.convert again to finish it"
+        )
     latest = folder / "latest"
     if latest.is_file():
         # DeepSpeed keeps the newest checkpoint's folder name in this file.
@@ -249,17 +267,16 @@ def _state_dict(path: Path, loaded: object) -> Mapping[Any, Any]:
 def _torch_tensor(path: Path, value: torch.Tensor) -> StoredTensor:
     import torch
 
-    convert = value.dtype in (torch.bfloat16, torch.float64)
-
-    def read() -> npt.NDArray[Any]:
-        array = (value.float() if convert else value).numpy()
+    def stored() -> npt.NDArray[Any]:
+        bits = value.view(torch.uint16) if value.dtype == torch.bfloat16 else value
+        array = bits.numpy()
         array.flags.writeable = False
         return array
 
     shape = tuple(value.shape)
     dtype = str(value.dtype).removeprefix("torch.")
     identity = (value.data_ptr(), shape, value.stride(), dtype)
-    return StoredTensor(path, shape, dtype, identity, read)
+    return StoredTensor(path, shape, dtype, identity, stored)
 
 
 # ---- safetensors --------------------------------------------------------------------------------
@@ -273,10 +290,11 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{path}: holds no tensors")
     mapped = np.memmap(path, dtype=np.uint8, mode="r")
     end = max(_last_byte(path, name, row) for name, row in header.items())
-    if start + end > size:
+    if start + end != size:
+        what = "the file is cut short" if start + end > size else "the file is longer than it says"
         raise UserError(
-            f"{path}: the file is cut short: its header promises {start + end:,} bytes, "
-            f"there are {size:,}; download it again"
+            f"{path}: {what}: its header promises {start + end:,} bytes, there are {size:,}; "
+            "download it again"
         )
     return {name: _safetensors_tensor(path, mapped, start, row) for name, row in header.items()}
 
@@ -327,17 +345,12 @@ def _safetensors_tensor(
     shape = tuple(row["shape"])
     begin, end = (start + offset for offset in row["data_offsets"])
 
-    def read() -> npt.NDArray[Any]:
-        array = np.asarray(mapped[begin:end]).view(code)
-        if dtype == "bfloat16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        elif dtype == "float64":
-            array = array.astype(np.float32)
-        array = array.reshape(shape)
+    def stored() -> npt.NDArray[Any]:
+        array = np.asarray(mapped[begin:end]).view(code).reshape(shape)
         array.flags.writeable = False
         return array
 
-    return StoredTensor(path, shape, dtype, (path, begin, shape, dtype), read)
+    return StoredTensor(path, shape, dtype, (path, begin, shape, dtype), stored)
 
 
 def same_content(first: StoredTensor, second: StoredTensor) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import os
 import pickle
@@ -17,8 +16,7 @@ import struct
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,11 +28,12 @@ from utils.checkpoint_layout import PUBLISHED_POSITIONS, TensorEntry, alias_name
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.program import run_program
+from utils.progress import Advance, byte_progress
 from utils.random_tensors import Array, RandomTensors
+from utils.safetensors_header import ALIGNMENT, SAFETENSORS_NAMES, safetensors_header
 
 FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 FORMATS = ("pt", "safetensors")
-_ALIGNMENT = 64
 _ZIP_HEADER_BYTES = 30
 _ZIP64_EXTRA_BYTES = 20
 _BYTES_PER_ENTRY = 1024  # bound on what the directories of either format need per tensor
@@ -45,13 +44,6 @@ _TORCH_STORAGES = {
     "float32": "FloatStorage",
     "bool": "BoolStorage",
     "int64": "LongStorage",
-}
-_SAFETENSORS_NAMES = {
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "bool": "BOOL",
-    "int64": "I64",
 }
 
 
@@ -88,7 +80,7 @@ def write_random_checkpoint(
     tensors = RandomTensors(config, seed, dtype, positions)
     payload_bytes = sum(e.size_bytes(FLOAT_BYTES[dtype]) for e in tensors.entries.values())
     needed_bytes = payload_bytes + _BYTES_PER_ENTRY * len(tensors) + (1 << 16)
-    with atomic_file(path, needed_bytes) as file, _progress_bar(payload_bytes, progress) as advance:
+    with atomic_file(path, needed_bytes) as file, byte_progress(payload_bytes, progress) as advance:
         if format == "pt":
             _write_torch(file, tensors, dtype, (with_aliases, module_level), advance)
         else:
@@ -96,8 +88,6 @@ def write_random_checkpoint(
 
 
 # ---- PyTorch's zip file -------------------------------------------------------------------------
-
-_Advance = Callable[[int], object]
 
 
 class _Storage:
@@ -136,7 +126,7 @@ def _write_torch(
     tensors: RandomTensors,
     dtype: str,
     levels: tuple[bool, bool],
-    advance: _Advance,
+    advance: Advance,
 ) -> None:
     with_aliases, module_level = levels
     stand_ins = {}
@@ -209,7 +199,7 @@ def _write_record(
     start = file.tell() + _ZIP_HEADER_BYTES + len(info.filename) + 4
     if size_bytes * 1.05 > zipfile.ZIP64_LIMIT:
         start += _ZIP64_EXTRA_BYTES
-    padding = -start % _ALIGNMENT
+    padding = -start % ALIGNMENT
     info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
     with archive.open(info, "w") as record:
         for piece in pieces:
@@ -220,7 +210,7 @@ def _write_record(
 
 
 def _write_safetensors(
-    file: BinaryIO, tensors: RandomTensors, dtype: str, advance: _Advance
+    file: BinaryIO, tensors: RandomTensors, dtype: str, advance: Advance
 ) -> None:
     entries = tensors.entries
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -232,14 +222,12 @@ def _write_safetensors(
         end = offset + entry.size_bytes(FLOAT_BYTES[dtype])
         stored = dtype if entry.dtype == "float" else entry.dtype
         header[name] = {
-            "dtype": _SAFETENSORS_NAMES[stored],
+            "dtype": SAFETENSORS_NAMES[stored],
             "shape": list(entry.shape),
             "data_offsets": [offset, end],
         }
         offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    file.write(struct.pack("<Q", len(text)) + text)
+    file.write(safetensors_header(header, ALIGNMENT))
     for name in order:
         for piece in tensors.pieces(name):
             file.write(_as_bytes(piece))
@@ -251,16 +239,6 @@ def _item_bytes(entry: TensorEntry, dtype: str) -> int:
 
 
 # ---- program ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress_bar(total_bytes: int, enabled: bool) -> Iterator[_Advance]:
-    """Gives a function to call with the bytes done; shows a bar on a terminal."""
-    from tqdm import tqdm
-
-    disable = None if enabled else True  # None: only where the output is a terminal
-    with tqdm(total=total_bytes, unit="B", unit_scale=True, disable=disable) as bar:
-        yield bar.update
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ IMAGE_TOKEN = "<|image|>"
 HUB_REPOSITORY = "gpt2"
 VOCAB_FILES = ("vocab.json", "merges.txt")
 WHOLE_FILE = "tokenizer.json"
+TOKENIZER_FILES = (*VOCAB_FILES, WHOLE_FILE)
 MODEL_MAX_LENGTH = 2048
 SMALL_TOKENIZER = Path(__file__).resolve().parent.parent / "models" / "tiny"
 SMALL_VOCAB_SIZE = 512

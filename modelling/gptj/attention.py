@@ -13,6 +13,7 @@ from config.config import GPTJConfig
 from modelling.gptj.positions import Place, whole_sequences
 from modelling.parallel import enter_sharded, leave_sharded, shard_grouping
 from modelling.shards import Arrays, column_shards, frozen, row_shards, take
+from utils.folder_layout import JOINED_PROJECTION
 
 
 class AttentionHeads(addons.Module):
@@ -143,13 +144,17 @@ class Attention(addons.Module):
     def mapping(config: GPTJConfig, tensors: Arrays, prefix: str = "") -> dict[str, np.ndarray]:
         """Variables from the four projections behind the prefix, such as ``….attn.attention.``.
 
-        Queries, keys and values are copied, to lie together per head.
+        Queries, keys and values lie together per head. A model folder has them so; those of other
+        checkpoints are copied.
         """
         r, h, n = config.execution.tensor_parallel, config.hidden_size, config.attention.heads
-        dtype = config.dtype.as_numpy()
-        q, k, v = (take(tensors, f"{prefix}{x}_proj.weight", (h, h), dtype) for x in "qkv")
-        per_head = (n, h // n, h)
-        qkv = frozen(np.stack([w.reshape(per_head) for w in (q, k, v)], axis=1))  # (n, 3, d, h)
+        dtype, d = config.dtype.as_numpy(), config.head_size
+        joined = f"{prefix}{JOINED_PROJECTION}.weight"
+        if joined in tensors:
+            qkv = take(tensors, joined, (n, 3, d, h), dtype)
+        else:
+            parts = (take(tensors, f"{prefix}{x}_proj.weight", (h, h), dtype) for x in "qkv")
+            qkv = frozen(np.stack([w.reshape(n, d, h) for w in parts], axis=1))
         output = take(tensors, f"{prefix}out_proj.weight", (h, h), dtype)
         return {
             "heads.qkv.weight": column_shards(qkv.reshape(3 * h, h), r),

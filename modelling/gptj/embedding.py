@@ -46,6 +46,7 @@ class Embeddings(addons.Module):
     def mapping(config: GPTJConfig, tensors: Arrays, prefix: str = "") -> dict[str, np.ndarray]:
         """Variables from the checkpoint's ``wte``."""
         shape = (config.embedding.real_vocab_size, config.hidden_size)
-        table = take(tensors, f"{prefix}wte.weight", shape, config.dtype.as_numpy())
+        dtype = config.dtype.as_numpy()
+        table = take(tensors, f"{prefix}wte.weight", shape, dtype, spare_rows=True)
         rows = config.embedding_rows_per_shard
         return {"word.weight": vocabulary_shards(table, rows, config.execution.tensor_parallel)}
