@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ class Backend(Protocol):
 
     name: str
     replicas: int
+    shares_host: bool
+    """Whether remote memory is the device's own, so that a load is a view."""
 
     def from_host(self, array: np.ndarray, spec: Spec) -> Any:
         """A tensor of host data (any leading axes); a view of it where that is possible."""
@@ -65,6 +68,18 @@ class Backend(Protocol):
 
     def has_lead(self, tensor: Any, spec: Spec) -> bool:
         """Whether the tensor has a replica axis in front of ``spec.shape``."""
+        ...
+
+    def is_view(self, tensor: Any, of: Any) -> bool:
+        """Whether two tensors share their memory."""
+        ...
+
+    def same(self, tensor: Any, other: Any) -> bool:
+        """Whether two tensors are the same view of the same memory."""
+        ...
+
+    def running(self) -> AbstractContextManager[object]:
+        """The context of a run."""
         ...
 
     def select(self, condition: Any, yes: Any, no: Any) -> Any:

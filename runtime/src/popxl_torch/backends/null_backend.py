@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class NullBackend:
     """See :class:`popxl_torch.backends.base.Backend`. Every one-element value reads as zero."""
 
     name = "null"
+    shares_host = True
 
     def __init__(self, replicas: int) -> None:
         self.replicas = replicas
@@ -76,6 +78,18 @@ class NullBackend:
     def has_lead(self, tensor: NullTensor, spec: Spec) -> bool:
         """Whether there is a replica axis."""
         return tensor.lead
+
+    def is_view(self, tensor: NullTensor, of: NullTensor) -> bool:
+        """Always."""
+        return True
+
+    def same(self, tensor: NullTensor, other: NullTensor) -> bool:
+        """Whether they are equal."""
+        return tensor == other
+
+    def running(self) -> AbstractContextManager[object]:
+        """Nothing to prepare."""
+        return nullcontext()
 
     def select(self, condition: NullTensor, yes: NullTensor, no: NullTensor) -> NullTensor:
         """``yes``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ _WRAP = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
 
 def _numpy_dtype(name: str) -> np.dtype:
     return np.dtype([(name, "u1")]) if name.startswith("float8") else np.dtype(name)
+
+
+with warnings.catch_warnings():
+    # Torch warns once a process of read-only arrays. The engine never writes to host data.
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.broadcast_to(np.float32(0), 2))
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -48,6 +55,7 @@ class TorchBackend:
 
     def __init__(self, settings: Settings, replicas: int) -> None:
         self.device = pick_device(settings.device)
+        self.shares_host = self.device.type == "cpu"
         self.fast = settings.arithmetic == "fast"
         self.replicas = replicas
 
@@ -65,10 +73,7 @@ class TorchBackend:
             array = array.astype(_WIDER[spec.dtype])
         elif any(stride < 0 for stride in array.strides):
             array = array.copy()
-        with warnings.catch_warnings():
-            # The engine never writes to host data, so read-only arrays are safe to share.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-            return torch.from_numpy(np.asarray(array))
+        return torch.from_numpy(np.asarray(array))
 
     def remote_zeros(self, spec: Spec) -> torch.Tensor:
         """Zeros in the host's memory."""
@@ -97,7 +102,7 @@ class TorchBackend:
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device."""
-        return tensor.to(self.device)
+        return tensor if self.shares_host else tensor.to(self.device)
 
     def to_host(self, tensor: torch.Tensor, spec: Spec) -> np.ndarray:
         """Host data in the spec's dtype."""
@@ -126,6 +131,18 @@ class TorchBackend:
     def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
         """Whether there is one more axis than in the spec."""
         return tensor.dim() > len(spec.shape)
+
+    def is_view(self, tensor: torch.Tensor, of: torch.Tensor) -> bool:
+        """Whether they have one storage."""
+        return tensor.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
+
+    def same(self, tensor: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether address, dtype, shape and strides are equal."""
+        return _layout(tensor) == _layout(other)
+
+    def running(self) -> AbstractContextManager[object]:
+        """No gradients are recorded, which makes every call cheaper."""
+        return torch.inference_mode()
 
     def select(self, condition: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
         """Replica by replica."""
@@ -247,6 +264,10 @@ class TorchBackend:
             return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
 
         return run
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
 def _moves_data(kind: str) -> bool:

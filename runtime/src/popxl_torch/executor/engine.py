@@ -12,8 +12,9 @@ import numpy as np
 from popxl_torch.backends import make_backend
 from popxl_torch.executor.host_streams import HostStreams
 from popxl_torch.executor.interpreter import Interpreter
+from popxl_torch.executor.memory import Memory
 from popxl_torch.executor.remote_store import RemoteStore
-from popxl_torch.executor.run import BoundPlan, Memory
+from popxl_torch.executor.run import BoundPlan
 from popxl_torch.executor.trace import Trace
 from popxl_torch.executor.variables import from_replicas, to_device_layout
 from popxl_torch.ir.records import Program, Stream, Value
@@ -70,16 +71,20 @@ class Engine:
         """
         self.memory.states.clear()
         self.varying = varying_sources(self.variables)
+        changed = False
         for value in self.variables:
             data = value.data
             layout = to_device_layout(data, value.spec)
             if data.buffer is not None:
                 tensor = self.backend.remote_view(layout, data.buffer.spec)
-                self.memory.remote.put(data.buffer, data.entry, tensor)
+                changed |= self.memory.remote.put(data.buffer, data.entry, tensor)
             else:
                 tensor = self.memory.states[value] = self.backend.from_host(layout, value.spec)
             self.uploaded[value] = tensor
             data.retrieved = None
+        if changed:
+            for plan, _ in self._plans.values():
+                plan.unbind()
         self.varying.buffers |= self.memory.remote.varying_buffers()
         self._run_fragment("from_host")
 
@@ -137,14 +142,15 @@ class Engine:
     def _run_fragment(self, name: str, streams: frozenset[Stream] = frozenset()) -> None:
         if not getattr(self.functional, name).nodes:
             return
-        if self._interpreter is None:
-            try:
-                self._plan(name, streams).run()
-                return
-            except NotVectorisable as reason:
-                _LOG.info("replicas run one by one: %s", reason)
-                self._interpreter = Interpreter(self.program, self.backend, self.memory)
-        self._interpreter.run(name)
+        with self.backend.running():
+            if self._interpreter is None:
+                try:
+                    self._plan(name, streams).run()
+                    return
+                except NotVectorisable as reason:
+                    _LOG.info("replicas run one by one: %s", reason)
+                    self._interpreter = Interpreter(self.program, self.backend, self.memory)
+            self._interpreter.run(name)
 
     def _plan(self, name: str, streams: frozenset[Stream]) -> BoundPlan:
         """The plan for what varies now; ``varying`` grows by what running it makes vary."""
@@ -154,8 +160,9 @@ class Engine:
             sources.streams = set(streams)
             functional, grown = specialise(self.functional, sources, self.settings.join_shards)
             plan = lower(functional, getattr(functional, name))
-            self._debug(3, f"plan of {name}:\n{plan}")
             bound = BoundPlan(plan, self.backend, self.memory)
+            if self.settings.debug >= 3:
+                self._debug(3, f"plan of {name}:\n{plan}\nas a function:\n{bound.bind()}")
             # Marks are a fixed point: what has grown needs no other plan.
             self._plans[key] = self._plans[name, streams, *grown.key()] = (bound, grown)
         bound, grown = self._plans[key]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from popxl_torch.backends.base import Backend
-from popxl_torch.executor.run import Memory
+from popxl_torch.executor.memory import Memory
 from popxl_torch.ir.errors import popart_runtime_error
 from popxl_torch.ir.opdef import opdef
 from popxl_torch.ir.records import Graph, Op, Program, Value

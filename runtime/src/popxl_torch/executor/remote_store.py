@@ -28,11 +28,13 @@ class RemoteStore:
         self.entries: dict[tuple[Buffer, int], Any] = {}
         self.owned: set[tuple[Buffer, int]] = set()
 
-    def put(self, buffer: Buffer, entry: int, tensor: Any) -> None:
-        """Set an entry without copying."""
+    def put(self, buffer: Buffer, entry: int, tensor: Any) -> bool:
+        """Set an entry without copying; returns whether its memory is another one now."""
         self._check(buffer, entry)
+        old = self.entries.get((buffer, entry))
         self.owned.discard((buffer, entry))
         self.entries[buffer, entry] = tensor
+        return old is None or not self.backend.same(old, tensor)
 
     def get(self, buffer: Buffer, entry: int) -> Any:
         """An entry as it is kept; zeros if it was never written."""
@@ -54,13 +56,21 @@ class RemoteStore:
         """An entry's value, with the replica axis if ``varying``."""
         kept = self.get(buffer, entry)
         tensor = self._loaded(kept, buffer)
-        bytes_addressed = self.backend.nbytes(kept)
-        self.trace.current.loaded_bytes += bytes_addressed
-        if tensor is not kept:
-            self.trace.current.copied_bytes += bytes_addressed
+        if self.trace.active:
+            self.trace.count(self.backend.nbytes(kept), copied=tensor is not kept)
         if varying and not self.backend.has_lead(tensor, buffer.spec):
             tensor = self.backend.expand(tensor)
         return tensor
+
+    def is_fixed(self, buffer: Buffer) -> bool:
+        """Whether no run changes the buffer and a load is a view of it."""
+        return self.backend.shares_host and buffer not in self.stored
+
+    def view(self, buffer: Buffer, entry: int, varying: bool) -> Any:
+        """As :meth:`load` of a fixed buffer, not counted."""
+        kept = self.get(buffer, entry)
+        lacks_axis = varying and not self.backend.has_lead(kept, buffer.spec)
+        return self.backend.expand(kept) if lacks_axis else kept
 
     def _loaded(self, kept: Any, buffer: Buffer) -> Any:
         """The device's tensor of a kept one; not the kept memory if that may be stored to."""
@@ -106,7 +116,8 @@ class RemoteStore:
             self.entries[buffer, entry] = kept
             self.owned.add((buffer, entry))
         self.backend.remote_window(kept, axes, starts, window, int(varying))
-        self.trace.current.loaded_bytes += self.backend.nbytes(kept)
+        if self.trace.active:
+            self.trace.count(self.backend.nbytes(kept), copied=False)
         return self.backend.fetch(kept)
 
     def store_replica(self, buffer: Buffer, entry: int, tensor: Any, replica: int) -> None:

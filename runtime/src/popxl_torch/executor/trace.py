@@ -31,10 +31,11 @@ class Region:
 
 
 class Trace:
-    """Collects the sums. ``enter`` is called between regions, so it costs nothing per step."""
+    """Collects the sums, if there is a file to write. ``enter`` is called between regions."""
 
     def __init__(self, path: str, device: str) -> None:
         self.path = path
+        self.active = bool(path)
         self.device = device
         self.regions: dict[str, Region] = {}
         self.runs = 0
@@ -56,6 +57,12 @@ class Trace:
             return
         self.current = self.regions.setdefault(name, Region(name))
         self.current.runs += runs
+
+    def count(self, loaded_bytes: int, copied: bool) -> None:
+        """A load in the current region."""
+        self.current.loaded_bytes += loaded_bytes
+        if copied:
+            self.current.copied_bytes += loaded_bytes
 
     def finish(self) -> None:
         """A run ends; the file is rewritten if there is one."""

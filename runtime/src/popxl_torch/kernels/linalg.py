@@ -45,7 +45,8 @@ def _scratch(elements: int, device: torch.device) -> torch.Tensor:
         buffers = _kept.buffers = {}
     found = buffers.get(device)
     if found is None or found.numel() < elements:
-        found = buffers[device] = torch.empty(elements, dtype=torch.float32, device=device)
+        with torch.inference_mode(False):  # it serves outside of runs too
+            found = buffers[device] = torch.empty(elements, dtype=torch.float32, device=device)
     return found[:elements]
 
 

@@ -6,7 +6,7 @@ import itertools
 
 from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.passes.ssa import Block, Functional, Node, Val, communicates, has_effect
-from popxl_torch.plan.steps import Body, Operand, Plan, Step
+from popxl_torch.plan.steps import Body, Operand, Plan, Step, reads
 
 
 class NotVectorisable(Exception):
@@ -132,18 +132,6 @@ def _runs(segment: list[Node]) -> int:
     return 1
 
 
-def _reads(step: Step) -> set[int]:
-    """Slots that a step takes from around its bodies (and its own inputs)."""
-    used = {operand.slot for operand in step.ins}
-    for body in step.bodies:
-        inside = {operand.slot for operand in body.params}
-        for inner in body.steps:
-            used |= _reads(inner) - inside
-            inside |= {operand.slot for operand in inner.outs}
-        used |= {operand.slot for operand in body.results} - inside
-    return used
-
-
 def _free(body: Body, keep: set[int]) -> None:
     """Fill in ``frees``: a body frees what it defines, the step around it frees what it takes."""
     own = {operand.slot for operand in body.params}
@@ -152,6 +140,6 @@ def _free(body: Body, keep: set[int]) -> None:
     for step in reversed(body.steps):
         for inner in step.bodies:
             _free(inner, keep)
-        touched = (_reads(step) & own) | {operand.slot for operand in step.outs}
+        touched = (reads(step) & own) | {operand.slot for operand in step.outs}
         step.frees = tuple(sorted(touched - live))
         live |= touched

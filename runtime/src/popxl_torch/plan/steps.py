@@ -71,6 +71,18 @@ def _walk(body: Body) -> Iterator[Step]:
             yield from _walk(inner)
 
 
+def reads(step: Step) -> set[int]:
+    """Slots that a step takes from around its bodies (and its own inputs)."""
+    used = {operand.slot for operand in step.ins}
+    for body in step.bodies:
+        inside = {operand.slot for operand in body.params}
+        for inner in body.steps:
+            used |= reads(inner) - inside
+            inside |= {operand.slot for operand in inner.outs}
+        used |= {operand.slot for operand in body.results} - inside
+    return used
+
+
 def _lines(body: Body, indent: str) -> Iterator[str]:
     for step in body.steps:
         outs = ", ".join(f"${o.slot}{'~' if o.varying else ''}:{o.spec}" for o in step.outs)
