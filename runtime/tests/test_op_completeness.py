@@ -24,7 +24,16 @@ ENGINE = {
     "RemoteCodeLoad",
 }
 # Kinds that passes make; no program creates them.
-OF_PASSES = {"MatMulColumns", "MatMulReduced", "SliceUpdate"}
+OF_PASSES = {
+    "Attention",
+    "LayerNorm",
+    "Linear",
+    "MatMulColumns",
+    "MatMulReduced",
+    "RotarySplit",
+    "SliceUpdate",
+    "Sum",
+}
 
 
 def without_kernel(definitions: Iterable[OpDef], kernels: Iterable[str]) -> list[str]:

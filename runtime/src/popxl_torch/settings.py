@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _PREFIX = "popxl_torch."
+FUSIONS = ("attention", "gelu", "layer_norm", "linear", "rotary", "sums", "views")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Settings:
             one by one, slowly, and is the oracle of the passes.
         backend: ``torch``, or ``null``, which computes nothing and needs no memory.
         join_shards: whether matmuls over shards of one matrix are joined.
+        fuse: which fusions are made (see passes/pipeline.py), of :data:`FUSIONS`. As text, names
+            with commas between them, ``all`` or ``none``.
         trace: path of a JSON file that is rewritten after each run; empty for none.
         debug: 0 quiet, 1 passes and times, 2 the functional program, 3 the plan.
     """
@@ -34,6 +37,7 @@ class Settings:
     executor: str = "plan"
     backend: str = "torch"
     join_shards: bool = True
+    fuse: tuple[str, ...] = FUSIONS
     trace: str = ""
     debug: int = 0
 
@@ -44,6 +48,7 @@ _ENVIRONMENT = {
     "executor": "POPXL_TORCH_EXECUTOR",
     "backend": "POPXL_TORCH_BACKEND",
     "join_shards": "POPXL_TORCH_JOIN_SHARDS",
+    "fuse": "POPXL_TORCH_FUSE",
     "trace": "POPXL_TORCH_TRACE",
     "debug": "POPXL_TORCH_DEBUG",
 }
@@ -74,6 +79,21 @@ def read_settings(engine_options: Mapping[str, str]) -> Settings:
     values: dict[str, object] = dict(texts)
     if "join_shards" in texts:
         values["join_shards"] = texts["join_shards"].lower() not in ("0", "false", "off")
+    if "fuse" in texts:
+        values["fuse"] = _fusions(texts["fuse"])
     if "debug" in texts:
         values["debug"] = int(texts["debug"])
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def _fusions(text: str) -> tuple[str, ...]:
+    if text in ("all", "none"):
+        return FUSIONS if text == "all" else ()
+    names = tuple(name.strip() for name in text.split(","))
+    unknown = [name for name in names if name not in FUSIONS]
+    if unknown:
+        raise ValueError(
+            f"{_PREFIX}fuse takes all, none, or some of {', '.join(FUSIONS)} with commas between"
+            f" them, not {', '.join(map(repr, unknown))}."
+        )
+    return names

@@ -346,7 +346,57 @@ def _gather(pool: Pool, n: tuple[int, ...]) -> None:
     pool.append(ops.collectives.replicated_slice(whole, axis=n[1] % 2))
 
 
+# -- what the fusion passes look for
+
+
+def _attend(pool: Pool, n: tuple[int, ...]) -> None:
+    q, k, v = (_pick(pool, i) for i in n[:3])
+    dtype = q.dtype
+    scores = (q * 0.5) @ k.T if n[3] % 2 else (q @ k.T) * 0.5
+    if n[4] % 3 == 1:
+        low = popxl.constant(np.finfo(dtype.as_numpy()).min, dtype)
+        # The first row sees nothing for some numbers.
+        seen = popxl.constant(np.tril(np.ones((SIDE, SIDE), bool), -(n[5] % 2)))
+        scores = ops.where(seen, scores, low)
+    elif n[4] % 3 == 2:
+        scores = scores + popxl.constant(np.triu(np.full((SIDE, SIDE), -3e4), 1), dtype)
+    pool.append(ops.softmax(scores, axis=-1) @ v)
+
+
+def _linear(pool: Pool, n: tuple[int, ...]) -> None:
+    """A product, sums with rows and whole tensors, an activation; used once or twice."""
+    row = popxl.constant(np.linspace(-1, 1, SIDE), pool[0].dtype)
+    product = _pick(pool, n[0]) @ _pick(pool, n[1])
+    y = product + row if n[2] % 2 else row + product
+    if n[3] % 2:
+        y = _pick(pool, n[3]) + y
+    pool.append(_bounded((ops.gelu, ops.relu, ops.tanh)[n[4] % 3](y)))
+    if n[5] % 3 == 0:
+        pool.append(_bounded((product, y)[n[5] % 2]))
+
+
+def _long_sum(pool: Pool, n: tuple[int, ...]) -> None:
+    total = _pick(pool, n[0]) + _pick(pool, n[1])
+    total = _pick(pool, n[2]) + total
+    total = total + (_pick(pool, n[3]) + _pick(pool, n[4]))
+    pool.append(_bounded(total + popxl.constant(np.linspace(-1, 1, SIDE), total.dtype)))
+
+
+def _written_out(pool: Pool, n: tuple[int, ...]) -> None:
+    """GELU or layer norm as arithmetic."""
+    x = _pick(pool, n[0])
+    if n[1] % 2:
+        inner = ops.tanh(0.7978845608 * (x + 0.044715 * x * x * x))
+        pool.append(0.5 * x * (1.0 + inner))
+        return
+    row = popxl.constant(np.linspace(0.5, 1, SIDE), x.dtype)
+    centred = x - ops.mean(x, axis=-1, keepdims=True)
+    spread = ops.sqrt(ops.mean(centred * centred, axis=-1, keepdims=True) + 0.1)
+    pool.append(_bounded(centred / spread * row + row))
+
+
 INSTRUCTIONS: dict[str, Callable[[Pool, tuple[int, ...]], None]] = {
+    "attend": _attend,
     "binary": _binary,
     "bias": _bias,
     "cache": _cache,
@@ -354,6 +404,8 @@ INSTRUCTIONS: dict[str, Callable[[Pool, tuple[int, ...]], None]] = {
     "conditional": _conditional,
     "gather": _gather,
     "layout": _layout,
+    "linear": _linear,
+    "long_sum": _long_sum,
     "mask": _mask,
     "matmul": _matmul,
     "nested_call": _nested_call,
@@ -375,6 +427,7 @@ INSTRUCTIONS: dict[str, Callable[[Pool, tuple[int, ...]], None]] = {
     "window": _window,
     "write": _write,
     "write_alias": _write_alias,
+    "written_out": _written_out,
 }
 ALIAS_OF_SEVERAL = {**INSTRUCTIONS, "write_joined": _write_joined}
 

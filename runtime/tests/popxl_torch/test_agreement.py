@@ -11,7 +11,7 @@ from runtime.tests.popxl_torch.random_programs import draw_program, run_program
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 HALF_TOLERANCE = {"rtol": 5e-2, "atol": 3e-2}
 ORACLE = {"executor": "interpreter"}
-PLANS = [{}, {"join_shards": "0"}]
+PLANS = [{}, {"join_shards": "0"}, {"fuse": "none"}, {"fuse": "linear,attention"}]
 
 
 def _arrays(rng: np.random.Generator, replicas: int, uniform: bool) -> dict[str, np.ndarray]:

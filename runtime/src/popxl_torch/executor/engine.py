@@ -158,7 +158,9 @@ class Engine:
         if key not in self._plans:
             sources = self.varying.copy()
             sources.streams = set(streams)
-            functional, grown = specialise(self.functional, sources, self.settings.join_shards)
+            functional, grown = specialise(
+                self.functional, sources, self.settings.join_shards, self.settings.fuse
+            )
             plan = lower(functional, getattr(functional, name))
             bound = BoundPlan(plan, self.backend, self.memory)
             if self.settings.debug >= 3:

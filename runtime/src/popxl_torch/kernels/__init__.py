@@ -2,9 +2,11 @@
 
 from popxl_torch.kernels import (
     addons,
+    attention,
     collectives,
     elementwise,
     float8,
+    fused,
     gradients,
     indexing,
     joined,
@@ -25,9 +27,11 @@ __all__ = [
     "KernelEntry",
     "Site",
     "addons",
+    "attention",
     "collectives",
     "elementwise",
     "float8",
+    "fused",
     "gradients",
     "indexing",
     "joined",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from popxl_torch.kernels.registry import Site, kernel
 from popxl_torch.kernels.storage import storage_dtype
 
-_UNARY: dict[str, Callable[..., torch.Tensor]] = {
+UNARY: dict[str, Callable[..., torch.Tensor]] = {
     "Abs": torch.abs,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
@@ -73,7 +73,7 @@ def _plain(function: Callable[..., torch.Tensor]) -> Callable[[Site, int], Calla
     return lambda site, lead: function
 
 
-for _kind, _function in _UNARY.items():
+for _kind, _function in UNARY.items():
     kernel(_kind)(_plain(_function))
 for _kind, _function in _BINARY.items():
     kernel(_kind, broadcast=True)(_plain(_function))

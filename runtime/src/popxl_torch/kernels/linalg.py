@@ -184,6 +184,20 @@ def _matmul_replicated(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return _matmul(x, w)
 
 
+def matmul_product(site: Site) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The product of the first two inputs as stored, x of two axes or more and w of two."""
+    x_varies, w_varies = site.varying_ins[:2]
+    if not (x_varies or w_varies):
+        return _matmul
+
+    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        x = x if x_varies else x.expand(site.replicas, *x.shape)
+        w = w if w_varies else w.expand(site.replicas, *w.shape)
+        return _matmul_replicated(x, w)
+
+    return run
+
+
 @kernel("MatMul", raw=True)
 def matmul(site: Site, lead: int) -> Callable[..., torch.Tensor]:
     """The product of both inputs along their last and second-last axes; float8 ones are scaled."""

@@ -4,21 +4,43 @@ functionalise     the verified Ir; makes the functional program
 drop_dead_nodes   nothing
 mark_uniform      needs the sources of variation of the run at hand
 join_shards       needs marks; keeps them right
+fuse_*            need marks; keep them right; joined products are fused too (see FUSIONS)
 update_remote     needs marks; its results are views of remote memory, so it comes last
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 from popxl_torch.ir.records import Program
 from popxl_torch.ir.verify import verify
 from popxl_torch.passes.drop_dead_nodes import drop_dead_nodes
 from popxl_torch.passes.functionalise import functionalise
+from popxl_torch.passes.fuse import Rewrite, fuse
+from popxl_torch.passes.fuse_attention import fuse_attention
+from popxl_torch.passes.fuse_gelu import fuse_gelu
+from popxl_torch.passes.fuse_layer_norm import fuse_layer_norm
+from popxl_torch.passes.fuse_linear import fuse_linear, fuse_sums
+from popxl_torch.passes.fuse_rotary import fuse_rotary
+from popxl_torch.passes.fuse_views import fuse_views
 from popxl_torch.passes.join_shards import join_shards
 from popxl_torch.passes.mark_uniform import Varying, mark_uniform
 from popxl_torch.passes.ssa import Block, Functional, Node, Val
 from popxl_torch.passes.update_remote import update_remote
+from popxl_torch.settings import FUSIONS as FUSION_NAMES
+
+FUSIONS: tuple[tuple[str, Rewrite], ...] = (
+    ("views", fuse_views),
+    ("gelu", fuse_gelu),
+    ("layer_norm", fuse_layer_norm),
+    ("attention", fuse_attention),
+    ("rotary", fuse_rotary),
+    ("linear", fuse_linear),
+    ("sums", fuse_sums),
+    ("views", fuse_views),  # again: attention takes its keys transposed back
+)
+"""In order: a pass sees what those before it made. The names are those of the setting ``fuse``."""
 
 
 def to_functional(program: Program) -> Functional:
@@ -28,7 +50,10 @@ def to_functional(program: Program) -> Functional:
 
 
 def specialise(
-    functional: Functional, sources: Varying, join: bool = True
+    functional: Functional,
+    sources: Varying,
+    join: bool = True,
+    fusions: Collection[str] = FUSION_NAMES,
 ) -> tuple[Functional, Varying]:
     """A copy marked and rewritten for runs in which ``sources`` differ by replica.
 
@@ -38,6 +63,7 @@ def specialise(
     grown = mark_uniform(result, sources.copy())
     if join:
         join_shards(result)
+    fuse(result, [rewrite for name, rewrite in FUSIONS if name in fusions])
     return update_remote(result), grown
 
 

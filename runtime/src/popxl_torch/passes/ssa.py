@@ -14,6 +14,7 @@ values of the blocks around them. Kinds that PopXL does not have:
     MatMulColumns            uniform x varying matmul, computed as one product over joined columns
     RemoteUpdate             a window of a remote entry replaced in place; gives the entry (a view)
     MatMulReduced            varying x varying matmul followed by a sum over all replicas
+    Linear, Sum, Attention, LayerNorm, RotarySplit   several ops in one (see the passes fuse_*)
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def has_effect(node: Node) -> bool:
 
 def communicates(node: Node) -> bool:
     """Whether the node or one nested in it exchanges data between replicas."""
-    if node.kind.startswith("Replicated") or node.kind == "MatMulReduced":
+    if node.kind.startswith("Replicated"):
+        return True
+    if "MatMulReduced" in (node.kind, node.attrs.get("product")):
         return True
     return any(communicates(inner) for block in node.blocks for inner in block.nodes)
 

@@ -15,11 +15,11 @@ from popxl_torch.passes.ssa import Block, Functional, Node, used_outside, walk
 
 _ACCESSES = frozenset({"RemoteLoad", "RemoteStore", "RemoteUpdate"})
 _FRESH = frozenset({
-    "Abs", "Add", "And", "ArgMax", "ArgMin", "Conv", "Cos", "Div", "Equal", "Exp", "Gather", "Gelu",
-    "GeluErf", "Greater", "GroupNormalization", "MatMul", "MatMulColumns", "MatMulReduced", "Mul",
-    "Neg", "Not", "Or", "Pow", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum",
-    "ReduceSumSquare", "Relu", "ScaledAdd", "Sin", "Softmax", "Sqrt", "Sub", "Swish", "Tanh",
-    "Where",
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "Attention", "Conv", "Cos", "Div", "Equal", "Exp",
+    "Gather", "Gelu", "GeluErf", "Greater", "GroupNormalization", "LayerNorm", "Linear", "MatMul",
+    "MatMulColumns", "MatMulReduced", "Mul", "Neg", "Not", "Or", "Pow", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare", "Relu", "ScaledAdd", "Sin",
+    "Softmax", "Sqrt", "Sub", "Sum", "Swish", "Tanh", "Where",
 })  # fmt: skip
 """Kinds whose kernels always return new memory. Others may return an input, or a view of it: a cast
 to the same dtype, the maximum of one tensor, a reshape."""
