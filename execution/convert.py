@@ -16,7 +16,9 @@ from config.parsing import parse_config
 from utils.checkpoint import open_checkpoint
 from utils.checkpoint_sources import RELEASE_PRESET
 from utils.errors import UserError
-from utils.model_folder import FLOATS, verify_model_folder
+from utils.folder_layout import QUANTISABLE
+from utils.model_folder import verify_model_folder
+from utils.model_folder_rows import STORAGES, Storage
 from utils.model_folder_writer import write_model_folder
 from utils.program import run_program
 
@@ -30,7 +32,20 @@ then OUT.partial holds what is finished, and the same command goes on after an i
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="what to convert")
     parser.add_argument("out", metavar="OUT", nargs="?", help="the folder to write")
-    parser.add_argument("--dtype", choices=tuple(FLOATS), default="float16", help="of the weights")
+    parser.add_argument(
+        "--dtype",
+        choices=STORAGES,
+        default="float16",
+        help="of the weights; int8 and int4 are for --quantise, with float16 for the rest",
+    )
+    parser.add_argument(
+        "--quantise",
+        nargs="+",
+        choices=tuple(QUANTISABLE),
+        default=["blocks"],
+        metavar="PART",
+        help="what int8 and int4 are for: blocks, adapters, head (default: blocks)",
+    )
     parser.add_argument(
         "--verify", metavar="FOLDER", help="read a folder and compare it with its checksums"
     )
@@ -47,7 +62,8 @@ def _run(argv: Sequence[str] | None) -> None:
     if options.out is None:
         raise UserError("name the checkpoint and the folder to write: CHECKPOINT OUT")
     checkpoint = open_checkpoint(options.checkpoint, config)
-    write_model_folder(checkpoint, config, options.out, options.dtype, progress=True)
+    storage = Storage(options.dtype, tuple(options.quantise))
+    write_model_folder(checkpoint, config, options.out, storage, progress=True)
     size_bytes = sum(path.stat().st_size for path in Path(options.out).iterdir())
     print(f"wrote {options.out}: {size_bytes:,} bytes")
 

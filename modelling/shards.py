@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from utils.errors import UserError
+from utils.quantise import QuantisedWeight
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -47,7 +48,10 @@ def take(
             f"tensor {name} has shape {array.shape}, but the configuration needs {shape}; "
             "choose the configuration that this checkpoint was trained with"
         )
-    return array if array.dtype == dtype else frozen(array.astype(dtype))
+    if array.dtype == dtype:
+        return array
+    converted = array.astype(dtype)
+    return converted if isinstance(array, QuantisedWeight) else frozen(converted)
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
@@ -69,12 +73,16 @@ def prefixed(prefix: str, arrays: Arrays) -> dict[str, np.ndarray]:
 
 def column_shards(weight: np.ndarray, r: int) -> np.ndarray:
     """Cuts the outputs of a linear: (out, in) to (r, in, out/r)."""
+    if isinstance(weight, QuantisedWeight):
+        return weight.cut_into("columns", r)
     out, inner = weight.shape
     return _drop_single(weight.reshape(r, out // r, inner).transpose(0, 2, 1))
 
 
 def row_shards(weight: np.ndarray, r: int) -> np.ndarray:
     """Cuts the inputs of a linear: (out, in) to (r, in/r, out)."""
+    if isinstance(weight, QuantisedWeight):
+        return weight.cut_into("rows", r)
     out, inner = weight.shape
     return _drop_single(weight.reshape(out, r, inner // r).transpose(1, 2, 0))
 

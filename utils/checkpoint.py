@@ -33,6 +33,7 @@ from utils.checkpoint_layout import (
 from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
 from utils.folder_layout import folder_embedding_rows, folder_tensors, is_folder_name
+from utils.quantise import FORMAT_OF_CODES, SCALE_SUFFIX, QuantisedWeight
 
 if TYPE_CHECKING:
     from config.config import MagmaConfig
@@ -54,18 +55,24 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         self.path = path
         self.ignored = tuple(name for name in tensors if is_ignored(name))
         self._tensors = _resolve_aliases(path, tensors)
+        self._scales = _take_scales(self._tensors)
         self.layout: AdapterLayout = detect_layout(self._tensors)
         self._embedding_rows: int | None = None
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """The array of a canonical name.
 
-        A view of the mapped file; bfloat16 and float64 are converted to a float32 copy.
+        A view of the mapped file; bfloat16 and float64 are converted to a float32 copy. Codes with
+        scales are a `utils.quantise.QuantisedWeight`, which stands for an array.
 
         Raises:
             UserError: the checkpoint lacks it.
         """
-        array = self._stored(name).read()
+        stored = self._stored(name)
+        if name in self._scales:
+            codes, scales = stored.read(), self._scales[name].read()
+            return QuantisedWeight.of_stored(FORMAT_OF_CODES[stored.dtype], codes, scales)  # type: ignore[return-value]
+        array = stored.read()
         if name == WORD_EMBEDDING and self._embedding_rows not in (None, array.shape[0]):
             array = _fit_rows(array, self._embedding_rows)
         return array
@@ -89,7 +96,10 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the array that a canonical name gives, without reading it."""
-        shape = self._stored(name).shape
+        stored = self._stored(name)
+        shape = stored.shape
+        if name in self._scales and FORMAT_OF_CODES[stored.dtype] == "int4":
+            shape = (*shape[:-1], 2 * shape[-1])
         if name == WORD_EMBEDDING and self._embedding_rows is not None:
             return (self._embedding_rows, *shape[1:])
         return shape
@@ -97,6 +107,11 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
     def dtype(self, name: str) -> str:
         """The stored type of a canonical name: float16, bfloat16, float32, bool, ..."""
         return self._stored(name).dtype
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether some weights are codes with scales."""
+        return bool(self._scales)
 
     @property
     def in_model_folder(self) -> bool:
@@ -194,15 +209,15 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         self, expected: Mapping[str, TensorEntry], row_counts: Collection[int]
     ) -> None:
         wrong = []
-        for name, tensor in self._tensors.items():
+        for name in self._tensors:
             shape = expected[name].shape
             allowed = [shape]
             if name == WORD_EMBEDDING:
                 allowed = [(rows, *shape[1:]) for rows in row_counts]
             if not expected[name].kind.required and shape == ():
                 allowed.append((1,))
-            if tensor.shape not in allowed:
-                wrong.append(f"{name} is {tensor.shape}, expected {shape}")
+            if self.shape(name) not in allowed:
+                wrong.append(f"{name} is {self.shape(name)}, expected {shape}")
         if wrong:
             raise UserError(
                 f"{self.path}: {_count(wrong, 'tensor')} of the wrong shape: {_some(wrong)}; "
@@ -214,7 +229,9 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         wrong = [
             f"{name} is {tensor.dtype}"
             for name, tensor in self._tensors.items()
-            if expected[name].kind.required and tensor.dtype not in floats
+            if expected[name].kind.required
+            and tensor.dtype not in floats
+            and name not in self._scales
         ]
         if wrong:
             raise UserError(
@@ -262,6 +279,16 @@ def _resolve_aliases(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[st
             resolved[canonical] = tensor
             sources[canonical] = name
     return resolved
+
+
+def _take_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Takes the scales of quantised weights out of all tensors; by the names of the weights."""
+    weights = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype in FORMAT_OF_CODES and name + SCALE_SUFFIX in tensors
+    ]
+    return {name: tensors.pop(name + SCALE_SUFFIX) for name in weights}
 
 
 def _fit_rows(array: npt.NDArray[Any], rows: int | None) -> npt.NDArray[Any]:

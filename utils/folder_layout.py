@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 JOINED_PROJECTION = "qkv_proj"
 """What stands for q_proj, k_proj and v_proj."""
 
+QUANTISABLE = {
+    "blocks": re.compile(r"lm\.transformer\.h\.\d+\..*\.(qkv_proj|out_proj|c_fc|c_proj)\.weight"),
+    "adapters": re.compile(r"lm\.transformer\.h\.\d+\..*\.?adapter\.(0|1|2|3)\.weight"),
+    "head": re.compile(r"lm\.lm_head\.weight"),
+}
+"""Matrices that may be quantised, by the part of the model that they belong to."""
+
 _PHASES = (
     "stem",
     "layer1",
@@ -77,6 +84,11 @@ def slab_of(name: str) -> str:
         if found:
             return found.expand(slab)
     raise ValueError(f"{name} belongs to no phase")
+
+
+def part_of(name: str) -> str | None:
+    """The part of a matrix in `QUANTISABLE`, if it is in one."""
+    return next((part for part, names in QUANTISABLE.items() if names.fullmatch(name)), None)
 
 
 def _place(slab: str) -> tuple[int, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,22 +19,15 @@ import numpy.typing as npt
 from config.config import MagmaConfig
 from utils.checkpoint import Checkpoint
 from utils.checkpoint_files import CONVERSION_FILE
-from utils.checkpoint_layout import WORD_EMBEDDING
 from utils.errors import UserError
 from utils.files import atomic_file
-from utils.folder_layout import JOINED_PROJECTION, folder_tensors, slab_of
-from utils.model_folder import CONFIG_FILE, FLOATS, FORMAT, INDEX_FILE, is_model_folder
+from utils.model_folder import CONFIG_FILE, FORMAT, INDEX_FILE, is_model_folder
+from utils.model_folder_rows import PADDING, SLAB_ALIGNMENT, Row, Storage, folder_files
 from utils.progress import Advance, byte_progress
-from utils.safetensors_header import ALIGNMENT, SAFETENSORS_NAMES, safetensors_header
+from utils.safetensors_header import SAFETENSORS_NAMES, safetensors_header
 from utils.tokenizer import TOKENIZER_FILES, has_tokenizer
 
 Array = npt.NDArray[Any]
-Pieces = Callable[[], Iterator[Array]]
-
-PADDING = "__padding__"
-SLAB_ALIGNMENT = 4096
-
-_PIECE_ITEMS = 1 << 21
 _LOCK = "lock"
 
 
@@ -43,7 +35,7 @@ def write_model_folder(
     checkpoint: Checkpoint,
     config: MagmaConfig,
     out: str | os.PathLike[str],
-    dtype: str = "float16",
+    storage: Storage,
     progress: bool = False,
 ) -> None:
     """Writes the model folder of a checkpoint, a few megabytes at a time.
@@ -55,40 +47,27 @@ def write_model_folder(
         checkpoint: validated against ``config``; another model folder will do.
         config: sizes of the model, kept in the folder.
         out: the folder to write. Nothing of that name may exist.
-        dtype: type of the stored weights, one of `FLOATS`.
+        storage: how the weights are stored.
         progress: show a progress bar on a terminal.
 
     Raises:
-        UserError: the name is taken, unknown dtype, no space left, a weight too large for the
-            dtype, or an unfinished folder of another conversion.
+        UserError: the name is taken, no space left, a weight too large for float16, or an
+            unfinished folder of another conversion.
     """
     out = Path(out)
-    if dtype not in FLOATS:
-        raise UserError(f"dtype {dtype!r} is unknown; expected one of {', '.join(FLOATS)}")
     if out.exists():
         raise UserError(f"{out}: exists already; remove it or name another folder")
-    files = _files(checkpoint, config, dtype)
+    files = folder_files(checkpoint, config, storage)
     partial = out.with_name(out.name + ".partial")
     with _locked(partial):
         # The journal goes last, so without it a folder with an index only lacks its name.
         if not (is_model_folder(partial) and not (partial / CONVERSION_FILE).exists()):
-            conversion = _Conversion(partial, _origin(checkpoint, config, dtype))
+            conversion = _Conversion(partial, _origin(checkpoint, config, storage))
             conversion.restore()
             _write_files(conversion, files, progress)
-            _write_metadata(conversion, checkpoint, config, dtype, files)
+            _write_metadata(conversion, checkpoint, config, storage, files)
             (partial / CONVERSION_FILE).unlink()
         _complete(partial, out)
-
-
-@dataclass
-class _Row:
-    """One tensor of a file that is to be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    size_bytes: int
-    pieces: Pieces
 
 
 @dataclass
@@ -134,95 +113,18 @@ class _Conversion:
             file.write(json.dumps(content, indent=1).encode())
 
 
-# ---- what is written ----------------------------------------------------------------------------
-
-
-def _files(checkpoint: Checkpoint, config: MagmaConfig, dtype: str) -> dict[str, list[_Row]]:
-    """The rows of every file, paddings included: one file for a block, one for other phases."""
-    groups: dict[str, dict[str, list[_Row]]] = {}
-    for name, entry in folder_tensors(config).items():
-        slab = slab_of(name)
-        group = slab if slab.startswith(("decoder", "embedding", "lm_head")) else "image_prefix"
-        size_bytes = math.prod(entry.shape) * FLOATS[dtype].itemsize
-        pieces = _pieces(checkpoint, name, entry.shape, dtype)
-        row = _Row(name, entry.shape, dtype, size_bytes, pieces)
-        groups.setdefault(group, {}).setdefault(slab, []).append(row)
-    names = (f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1))
-    return {
-        name: _with_padding(list(slabs.values()))
-        for name, slabs in zip(names, groups.values(), strict=True)
-    }
-
-
-def _with_padding(slabs: list[list[_Row]]) -> list[_Row]:
-    rows: list[_Row] = []
-    offset = 0
-    for slab in slabs:
-        for i, row in enumerate(slab):
-            gap = -offset % (ALIGNMENT if i else SLAB_ALIGNMENT)
-            if gap:
-                rows.append(_padding(len(rows), gap))
-            rows.append(row)
-            offset += gap + row.size_bytes
-    gap = -offset % SLAB_ALIGNMENT
-    return [*rows, _padding(len(rows), gap)] if gap else rows
-
-
-def _padding(number: int, size_bytes: int) -> _Row:
-    zeros = np.zeros(size_bytes, np.uint8)
-    return _Row(f"{PADDING}.{number}", (size_bytes,), "uint8", size_bytes, lambda: iter([zeros]))
-
-
-def _pieces(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: str) -> Pieces:
-    """How to get a tensor of the folder from the checkpoint, in parts that follow each other."""
-
-    def arrays() -> Iterator[Array]:
-        if JOINED_PROJECTION in name and name not in checkpoint:
-            names = (name.replace(JOINED_PROJECTION, f"{x}_proj") for x in "qkv")
-            for heads in zip(*(checkpoint[n].reshape(-1, *shape[2:]) for n in names), strict=True):
-                yield from heads
-            return
-        yield checkpoint[name]
-        if name == WORD_EMBEDDING:
-            yield np.zeros((shape[0] - checkpoint[name].shape[0], shape[1]), np.float16)
-
-    def pieces() -> Iterator[Array]:
-        for array in arrays():
-            flat = array.reshape(-1)
-            for start in range(0, flat.size, _PIECE_ITEMS):
-                yield _converted(flat[start : start + _PIECE_ITEMS], dtype, name, checkpoint.path)
-
-    return pieces
-
-
-def _converted(values: Array, dtype: str, name: str, path: Path) -> Array:
-    if dtype == "bfloat16":
-        return _to_bfloat16(values.astype(np.float32))
-    with np.errstate(over="ignore"):
-        converted = values.astype(FLOATS[dtype], copy=False)
-    if converted.dtype != values.dtype and np.isinf(converted).sum() > np.isinf(values).sum():
-        largest = np.abs(values[np.isfinite(values)]).max()
-        raise UserError(
-            f"{path}: the tensor {name} has the value {largest:g}, too large for {dtype}; "
-            "convert with --dtype bfloat16 or float32"
-        )
-    return converted
-
-
-def _to_bfloat16(values: Array) -> Array:
-    """The upper halves of float32 bits, rounded to nearest, ties to even; NaN stays NaN."""
-    bits = values.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-
-
-def _origin(checkpoint: Checkpoint, config: MagmaConfig, dtype: str) -> dict[str, Any]:
+def _origin(checkpoint: Checkpoint, config: MagmaConfig, storage: Storage) -> dict[str, Any]:
     """What must be equal for a conversion to go on."""
     sources = []
     for path in checkpoint.files:
         status = path.stat()
         sources.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    return {"format": FORMAT, "sources": sources, "dtype": dtype, "config": _plain(config)}
+    return {
+        "format": FORMAT,
+        "sources": sources,
+        "storage": [storage.dtype, *sorted(storage.quantised)],
+        "config": _plain(config),
+    }
 
 
 def _plain(config: MagmaConfig) -> dict[str, Any]:
@@ -249,7 +151,7 @@ def _locked(partial: Path) -> Iterator[None]:
         yield
 
 
-def _write_files(conversion: _Conversion, files: Mapping[str, list[_Row]], progress: bool) -> None:
+def _write_files(conversion: _Conversion, files: Mapping[str, list[Row]], progress: bool) -> None:
     sizes = {name: sum(row.size_bytes for row in rows) for name, rows in files.items()}
     with byte_progress(sum(sizes.values()), progress, "converting") as advance:
         left = {name: size for name, size in sizes.items() if name not in conversion.finished}
@@ -273,7 +175,7 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _write_rows(file: BinaryIO, rows: list[_Row], advance: Advance) -> dict[str, str]:
+def _write_rows(file: BinaryIO, rows: list[Row], advance: Advance) -> dict[str, str]:
     """Writes a safetensors file; returns the checksums of its tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -289,7 +191,7 @@ def _write_rows(file: BinaryIO, rows: list[_Row], advance: Advance) -> dict[str,
     return {row.name: _write_row(file, row, advance) for row in rows}
 
 
-def _write_row(file: BinaryIO, row: _Row, advance: Advance) -> str:
+def _write_row(file: BinaryIO, row: Row, advance: Advance) -> str:
     digest = hashlib.sha256()
     written = 0
     for piece in row.pieces():
@@ -305,15 +207,15 @@ def _write_metadata(
     conversion: _Conversion,
     checkpoint: Checkpoint,
     config: MagmaConfig,
-    dtype: str,
-    files: Mapping[str, list[_Row]],
+    storage: Storage,
+    files: Mapping[str, list[Row]],
 ) -> None:
     """The configuration, the tokenizer where there is one, and last the index."""
     folder = conversion.folder
     content = {
         "model_type": "magma",
         "format": FORMAT,
-        "torch_dtype": dtype,
+        "dtype": storage.dtype,
         "config": config.as_dict(),
     }
     with atomic_file(folder / CONFIG_FILE) as file:

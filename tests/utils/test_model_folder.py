@@ -18,6 +18,7 @@ from utils.model_folder import (
     is_model_folder,
     verify_model_folder,
 )
+from utils.model_folder_rows import Storage
 from utils.model_folder_writer import write_model_folder
 
 SHARD = "model-00003-of-00005.safetensors"
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     config = small_config()
     write_random_checkpoint(tmp_path / "model.pt", config, dtype="float32", positions=16)
     checkpoint = open_checkpoint(tmp_path / "model.pt", config)
-    write_model_folder(checkpoint, config, tmp_path / "folder", "float32")
+    write_model_folder(checkpoint, config, tmp_path / "folder", Storage("float32"))
     return tmp_path / "folder"
 
 

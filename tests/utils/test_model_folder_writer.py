@@ -16,14 +16,16 @@ from safetensors import safe_open
 from config.config import MagmaConfig
 from modelling.mapping import model_weights
 from tests.small_configs import TENSOR_PARALLEL, small_config
-from utils import model_folder_writer
+from utils import model_folder_rows, model_folder_writer
 from utils.checkpoint import Checkpoint, open_checkpoint
 from utils.checkpoint_files import CONVERSION_FILE, open_tensors
 from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
 from utils.folder_layout import slab_of
 from utils.model_folder import INDEX_FILE, folder_config, verify_model_folder
+from utils.model_folder_rows import PADDING, Storage
 from utils.model_folder_writer import write_model_folder
+from utils.quantise import QuantisedWeight
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +55,7 @@ def test_the_weights_are_those_of_the_checkpoint(
 ) -> None:
     config = small_config(tensor_parallel, precision)
     checkpoint = checkpoint_of(tmp_path, config)
-    write_model_folder(checkpoint, config, tmp_path / "folder", dtype=precision)
+    write_model_folder(checkpoint, config, tmp_path / "folder", Storage(precision))
     ours = model_weights(config, open_checkpoint(tmp_path / "folder", config))
     expected = model_weights(config, checkpoint)
     assert ours.keys() == expected.keys()
@@ -64,7 +66,9 @@ def test_the_weights_are_those_of_the_checkpoint(
 @pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
 def test_every_weight_is_a_view_of_its_mapped_file(tmp_path: Path, tensor_parallel: int) -> None:
     config = small_config(tensor_parallel)
-    write_model_folder(checkpoint_of(tmp_path, config), config, tmp_path / "folder", "float32")
+    write_model_folder(
+        checkpoint_of(tmp_path, config), config, tmp_path / "folder", Storage("float32")
+    )
     for key, array in model_weights(config, open_checkpoint(tmp_path / "folder", config)).items():
         owner = array
         while isinstance(owner.base, np.ndarray):
@@ -77,14 +81,14 @@ def test_bfloat16_is_rounded_as_torch_rounds(tmp_path: Path) -> None:
     values = np.random.default_rng(3).standard_normal(4096).astype(np.float32)
     values[:4] = [np.inf, -np.inf, np.nan, 0.0]
     values[4:6] = np.array([0x3F808000, 0x3F818000], np.uint32).view(np.float32)  # ties
-    ours = (model_folder_writer._to_bfloat16(values).astype(np.uint32) << 16).view(np.float32)
+    ours = (model_folder_rows._to_bfloat16(values).astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(ours, torch.from_numpy(values).bfloat16().float().numpy())
 
 
 def test_a_bfloat16_folder_reads_as_rounded_numbers(tmp_path: Path) -> None:
     config = small_config()
     checkpoint = checkpoint_of(tmp_path, config)
-    write_model_folder(checkpoint, config, tmp_path / "folder", "bfloat16")
+    write_model_folder(checkpoint, config, tmp_path / "folder", Storage("bfloat16"))
     folder = open_checkpoint(tmp_path / "folder", config)
     name = "lm.lm_head.weight"
     assert folder.dtype(name) == "bfloat16"
@@ -93,13 +97,13 @@ def test_a_bfloat16_folder_reads_as_rounded_numbers(tmp_path: Path) -> None:
 
 def test_slabs_and_tensors_are_aligned_and_the_format_is_safetensors(tmp_path: Path) -> None:
     config = small_config(precision="float16")
-    write_model_folder(checkpoint_of(tmp_path, config), config, tmp_path / "folder")
+    write_model_folder(checkpoint_of(tmp_path, config), config, tmp_path / "folder", Storage())
     first_of_slab: dict[str, int] = {}
     for path in sorted((tmp_path / "folder").glob("*.safetensors")):
         with safe_open(path, "np") as file:
             assert set(file.keys()) == set(offsets(path))
         for name, (start, _) in offsets(path).items():
-            if not name.startswith(model_folder_writer.PADDING):
+            if not name.startswith(PADDING):
                 assert start % 64 == 0, name
                 first_of_slab.setdefault(slab_of(name), start)
     assert len(first_of_slab) == 12
@@ -109,16 +113,16 @@ def test_slabs_and_tensors_are_aligned_and_the_format_is_safetensors(tmp_path: P
 def test_a_folder_can_be_converted_again(tmp_path: Path) -> None:
     config = small_config()
     checkpoint = checkpoint_of(tmp_path, config)
-    write_model_folder(checkpoint, config, tmp_path / "first", "float32")
+    write_model_folder(checkpoint, config, tmp_path / "first", Storage("float32"))
     first = open_checkpoint(tmp_path / "first", config)
-    write_model_folder(first, config, tmp_path / "second", "float32")
+    write_model_folder(first, config, tmp_path / "second", Storage("float32"))
     sums = [json.loads((tmp_path / n / INDEX_FILE).read_text()) for n in ("first", "second")]
     assert sums[0] == sums[1]
 
 
 def test_the_configuration_is_kept(tmp_path: Path) -> None:
     config = small_config(2, "float16", adapter_layer_norm=True)
-    write_model_folder(checkpoint_of(tmp_path, config), config, tmp_path / "folder")
+    write_model_folder(checkpoint_of(tmp_path, config), config, tmp_path / "folder", Storage())
     assert folder_config(tmp_path / "folder") == config
 
 
@@ -151,14 +155,14 @@ def test_an_ended_conversion_goes_on(
     with monkeypatch.context() as patch:
         stop_after(patch, files)
         with pytest.raises(Stopped):
-            write_model_folder(checkpoint, config, out)
+            write_model_folder(checkpoint, config, out, Storage())
     assert not out.exists()
     partial = tmp_path / "folder.partial"
     with pytest.raises(UserError, match="unfinished model folder"):
         open_checkpoint(partial)
     before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
     assert len(before) == files
-    write_model_folder(checkpoint, config, out)
+    write_model_folder(checkpoint, config, out, Storage())
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
     assert before.items() <= after.items()
     assert verify_model_folder(out) == len(open_tensors(out))
@@ -179,7 +183,8 @@ def test_killed_anywhere_it_is_never_taken_for_whole(tmp_path: Path) -> None:
         "w._write_row = slow\n"
         "config = small_config(); print('ready', flush=True)\n"
         "folder = Path(sys.argv[1])\n"
-        "w.write_model_folder(open_checkpoint(folder / 'model.pt', config), config, folder / 'out')"
+        "checkpoint = open_checkpoint(folder / 'model.pt', config)\n"
+        "w.write_model_folder(checkpoint, config, folder / 'out', w.Storage())"
     )
 
     def started(delay_s: float) -> subprocess.Popen[str]:
@@ -215,8 +220,8 @@ def test_ended_just_before_the_folder_got_its_name(
     with monkeypatch.context() as patch:
         patch.setattr(model_folder_writer, "_complete", stop)
         with pytest.raises(Stopped):
-            write_model_folder(checkpoint, config, out)
-    write_model_folder(checkpoint, config, out)
+            write_model_folder(checkpoint, config, out, Storage())
+    write_model_folder(checkpoint, config, out, Storage())
     verify_model_folder(out)
 
 
@@ -235,9 +240,9 @@ def test_a_full_disk_keeps_what_is_finished(
     with monkeypatch.context() as patch:
         patch.setattr(model_folder_writer, "_write_row", full)
         with pytest.raises(UserError, match=r"no space left on device.*run the same command again"):
-            write_model_folder(checkpoint, config, out)
+            write_model_folder(checkpoint, config, out, Storage())
     assert not out.exists()
-    write_model_folder(checkpoint, config, out)
+    write_model_folder(checkpoint, config, out, Storage())
     verify_model_folder(out)
 
 
@@ -250,7 +255,7 @@ def test_space_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(model_folder_writer.shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(UserError, match="bytes are needed, 1,000 are free"):
-        write_model_folder(checkpoint, config, tmp_path / "folder")
+        write_model_folder(checkpoint, config, tmp_path / "folder", Storage())
 
 
 @pytest.fixture
@@ -260,7 +265,7 @@ def unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Checkpo
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Stopped):
-            write_model_folder(checkpoint, config, tmp_path / "folder")
+            write_model_folder(checkpoint, config, tmp_path / "folder", Storage())
     return checkpoint, config
 
 
@@ -268,7 +273,7 @@ def test_another_conversion_does_not_go_on(
     tmp_path: Path, unfinished: tuple[Checkpoint, MagmaConfig]
 ) -> None:
     with pytest.raises(UserError, match="unfinished conversion of another checkpoint"):
-        write_model_folder(*unfinished, tmp_path / "folder", dtype="float32")
+        write_model_folder(*unfinished, tmp_path / "folder", Storage("float32"))
 
 
 @pytest.mark.parametrize("journal", [b"", b"[]", b"{", b'{"origin": 1}'])
@@ -277,7 +282,7 @@ def test_a_damaged_journal_is_refused(
 ) -> None:
     (tmp_path / "folder.partial" / CONVERSION_FILE).write_bytes(journal)
     with pytest.raises(UserError, match="remove it"):
-        write_model_folder(*unfinished, tmp_path / "folder")
+        write_model_folder(*unfinished, tmp_path / "folder", Storage())
 
 
 def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
@@ -286,10 +291,10 @@ def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "folder.partial").mkdir()
     (tmp_path / "folder.partial" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="in the way"):
-        write_model_folder(checkpoint, config, tmp_path / "folder")
+        write_model_folder(checkpoint, config, tmp_path / "folder", Storage())
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="exists already"):
-        write_model_folder(checkpoint, config, tmp_path / "taken")
+        write_model_folder(checkpoint, config, tmp_path / "taken", Storage())
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
@@ -299,7 +304,7 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
         model_folder_writer._locked(tmp_path / "folder.partial"),
         pytest.raises(UserError, match="another process"),
     ):
-        write_model_folder(checkpoint, config, tmp_path / "folder")
+        write_model_folder(checkpoint, config, tmp_path / "folder", Storage())
 
 
 def test_a_weight_too_large_for_float16_is_named(tmp_path: Path) -> None:
@@ -312,10 +317,56 @@ def test_a_weight_too_large_for_float16_is_named(tmp_path: Path) -> None:
     content["module"]["lm.lm_head.bias"][3] = -70000.0
     torch.save(content, path)
     with pytest.raises(UserError, match=r"lm\.lm_head\.bias has the value 70000, too large"):
-        write_model_folder(open_checkpoint(path, config), config, tmp_path / "folder")
+        write_model_folder(open_checkpoint(path, config), config, tmp_path / "folder", Storage())
 
 
-def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
-    config = small_config()
+def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(UserError, match="float7"):
-        write_model_folder(checkpoint_of(tmp_path, config), config, tmp_path / "f", "float7")
+        Storage("float7")
+
+
+# ---- quantised ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_quantised_weights_stand_for_the_rounded_ones(
+    tmp_path: Path, format: str, tensor_parallel: int
+) -> None:
+    config = small_config(tensor_parallel)
+    checkpoint = checkpoint_of(tmp_path, config)
+    storage = Storage(format, ("blocks", "head"))
+    write_model_folder(checkpoint, config, tmp_path / "folder", storage)
+    assert verify_model_folder(tmp_path / "folder") > 0
+    ours = model_weights(config, open_checkpoint(tmp_path / "folder", config))
+    expected = model_weights(config, checkpoint)
+    kinds = set()
+    for key, array in expected.items():
+        assert ours[key].shape == array.shape, key
+        kinds.add(isinstance(ours[key], QuantisedWeight))
+        numbers = np.asarray(ours[key])
+        error = np.abs(numbers - array).max() / np.abs(array).max()
+        limit = {"int8": 0.01, "int4": 0.2}[format]
+        assert error < (limit if isinstance(ours[key], QuantisedWeight) else 1e-3), key
+    assert kinds == {True, False}
+    adapters = [array for key, array in ours.items() if "adapter" in key]
+    assert adapters
+    assert not any(isinstance(array, QuantisedWeight) for array in adapters)
+
+
+def test_a_matrix_that_does_not_fit_int4_is_named(tmp_path: Path) -> None:
+    config = small_config(hidden_size=72)
+    with pytest.raises(UserError, match=r"proj\.weight .* cannot be stored as int4"):
+        write_model_folder(
+            checkpoint_of(tmp_path, config), config, tmp_path / "folder", Storage("int4")
+        )
+
+
+def test_a_quantised_folder_is_not_converted_again(tmp_path: Path) -> None:
+    config = small_config()
+    checkpoint = checkpoint_of(tmp_path, config)
+    write_model_folder(checkpoint, config, tmp_path / "folder", Storage("int8"))
+    with pytest.raises(UserError, match="is quantised; convert the checkpoint"):
+        write_model_folder(
+            open_checkpoint(tmp_path / "folder", config), config, tmp_path / "second", Storage()
+        )
