@@ -1,7 +1,8 @@
 """The build context: which graph, IPU, name scope and ordering new ops get.
 
 One context per process. Ops are executed in the order in which they were created, which refines
-every order that PopXL guarantees; ``in_sequence`` is therefore recorded and checked, no more.
+every order that PopXL guarantees; what ``in_sequence`` asks for is recorded with the graphs, so
+that a session can tell which order a program left open.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from popart._internal.ir import ExecutionContext, TileSet
 if TYPE_CHECKING:
     from popxl.graph import Graph
     from popxl.ir import Ir
+    from popxl_torch.ir.records import Op
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 InSequenceKey = tuple[str, str]
 
+_IN_SEQUENCE_MODES = (None, True, False)
 _FRONT_END = ("popxl", "popxl_addons", "functools", "contextlib", "popxl_torch")
 
 
@@ -38,6 +41,8 @@ class Context:
         self._io_tiles = False
         self._name_scopes: list[str] = []
         self._in_sequence: bool | Literal["pass"] | None = None
+        # By graph and fragment: ops that the next one follows, and the unordered group since.
+        self._previous: dict[tuple[Any, str], tuple[set[Op], set[Op]]] = {}
         self._execution = ExecutionContext.Normal
         self._hooks: dict[int, Callable[[Any], Any]] = {}
         self._handles = itertools.count()
@@ -115,7 +120,7 @@ class Context:
 
     def _get_op_settings(self, name: str) -> _ir.Settings:
         """Placement and names of an op that is about to be created."""
-        if self._in_sequence not in (None, True, False, "pass"):
+        if self._in_sequence not in _IN_SEQUENCE_MODES:
             raise ValueError(f"Not a valid in_sequence mode: {self._in_sequence!r}")
         return _ir.Settings(
             self.graph._record,
@@ -128,12 +133,25 @@ class Context:
         )
 
     def _op_created(self, op: _ir.Op) -> None:
-        """Run the hooks for a new op."""
+        """Order a new op after the previous ones and run the hooks for it."""
         graph = op._record.graph
+        if self._in_sequence is not None:
+            self._order(op._record)
         hooks = list(self._hooks.values())
         hooks += graph.program.frontend._graph(graph)._hooks.values()
         for hook in hooks:
             hook(op)
+
+    def _order(self, op: Op) -> None:
+        """Put a new op after the last one of its graph and fragment, or into the group there."""
+        key = (op.graph, op.context)
+        last, group = self._previous.get(key, (set(), set()))
+        if self._in_sequence:
+            op.graph.befores[op] = set(group or last)
+            self._previous[key] = ({op}, set())
+        else:
+            op.graph.befores[op] = set(last)
+            self._previous[key] = (last, group | {op})
 
 
 _CONTEXT = Context()
@@ -175,13 +193,27 @@ def ipu(ipu: int) -> Iterator[int]:
 
 @contextmanager
 def in_sequence(mode: bool | Literal["pass"] = True) -> Iterator[bool | str]:
-    """Order ops as they are created. (quirk) Not restored when the body raises."""
+    """Order ops as they are created. (quirk) Not restored when the body raises.
+
+    Args:
+        mode: True: each op comes after the previous one of its graph. False: the ops created inside
+            have no order among each other. "pass": no order inside; (quirk) ops after the block are
+            not ordered after ops before it either.
+
+    Raises:
+        TypeError: ``mode`` is None.
+        ValueError: when the next op is created, for any other mode.
+    """
     if mode is None:
         raise TypeError("in_sequence's mode must be True, False or 'pass', not None.")
     before = _CONTEXT._in_sequence
+    if mode == "pass":
+        _CONTEXT._previous.clear()
     _CONTEXT._in_sequence = None if mode == "pass" else mode
     yield mode
     _CONTEXT._in_sequence = before
+    if before is None:
+        _CONTEXT._previous.clear()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from popxl.ir import Ir
 from popxl.streams import DeviceToHostStream, HostToDeviceStream
 from popxl.tensor import Constant, HostScalarTensor, Variable
 from popxl.utils import _to_device_info, to_numpy
+from popxl_torch.ir.ambiguity import check_order
 from popxl_torch.ir.errors import popart_runtime_error
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Session:
         Raises:
             ValueError: an unknown device, or ``cpu`` for a program with several replicas or IPUs.
             RuntimeError: nothing remains when unused variables and uncalled graphs are dropped.
-            popart_exception: the program is not well-formed.
+            popart_exception: the program is not well-formed, or leaves the order of writes in place
+                open ("Inplacing ambiguity detected.").
         """
         from popxl_torch.executor.engine import Engine
         from popxl_torch.settings import read_settings
@@ -62,6 +64,8 @@ class Session:
         ir._program.replication = ir.replication_factor
         settings = read_settings(ir._program.options.engineOptions)
         self._engine: Engine = Engine(ir._program, settings)
+        if ir._program.options.enableInplaceAmbiguityChecking:
+            check_order(ir._program)
         ir._program.prepared = True
         self._inputs = {s._record: s for s in ir.get_all_h2d_streams()}
         self._outputs = {s._record: s for s in ir.get_all_d2h_streams()}

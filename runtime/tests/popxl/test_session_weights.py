@@ -152,6 +152,7 @@ class TestReading:
     def test_other_tensors(self, ir: popxl.Ir, make_session: Any, what: str):
         n, ys = counter(ir)
         with ir.main_graph as main:
+            ir._pb_ir.getSessionOptions().enableInplaceAmbiguityChecking = False
             tensor = {"op": n + 1, "number": 3, "stream": main.get_tensor(ys.tensor_id)}[what]
         with pytest.raises(TypeError, match="is not of type Constant or Variable"):
             make_session(ir).get_tensor_data(tensor)

@@ -86,7 +86,7 @@ def _write_alias(pool: Pool, n: tuple[int, ...]) -> None:
     alias = ops.slice_(alias, [start], [start + 2], axis=[n[2] % 2])
     if n[3] % 2:
         alias = ops.transpose_(alias)
-    elif n[4] % 2 and n[2] % 2 == 0:  # torch has no flat view of columns, which the oracle needs
+    elif n[4] % 2:
         alias = ops.reshape_(alias, (alias.nelms,))
     ops.add_(alias, popxl.constant(np.linspace(0, 1, alias.shape[-1]), pool[0].dtype))
 
@@ -96,6 +96,16 @@ def _write_joined(pool: Pool, n: tuple[int, ...]) -> None:
     a, b = _pick(pool, n[0]), _pick(pool, n[1])
     if a != b:
         ops.add_(ops.concat_([a, b]), popxl.constant(np.full((1, SIDE), 0.125), pool[0].dtype))
+
+
+def _write_reversed(pool: Pool, n: tuple[int, ...]) -> None:
+    """Writes through a view that torch does not have, and through a view of it; then its source."""
+    t = _pick(pool, n[0])
+    backwards = ops.slice_(t, None, None, -1, axis=n[1] % 2)
+    ramp = popxl.constant(np.linspace(0, 0.5, SIDE * SIDE).reshape(SIDE, SIDE), t.dtype)
+    ops.add_(backwards if n[2] % 2 else backwards.reshape_((SIDE, SIDE)), ramp)
+    ops.add_(t, ramp)
+    pool.append(backwards + 0.0)
 
 
 def _call(pool: Pool, n: tuple[int, ...]) -> None:
@@ -427,9 +437,10 @@ INSTRUCTIONS: dict[str, Callable[[Pool, tuple[int, ...]], None]] = {
     "window": _window,
     "write": _write,
     "write_alias": _write_alias,
+    "write_joined": _write_joined,
+    "write_reversed": _write_reversed,
     "written_out": _written_out,
 }
-ALIAS_OF_SEVERAL = {**INSTRUCTIONS, "write_joined": _write_joined}
 
 
 def run_program(

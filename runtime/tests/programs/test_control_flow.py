@@ -110,7 +110,7 @@ def test_the_same_tensor_twice_and_inputs_returned() -> None:
         g = ir.create_graph(body, x, x, x)
         one, two, three = ops.repeat(g, 3, x, x, x)
         a, b, c = ops.call(g, x, x, x)
-        ops.add_(a, popxl.constant(100.0))  # results are separate tensors
+        a = ops.add_(a, popxl.constant(100.0))  # results are separate tensors
     got = _run(ir, {"one": one, "two": two, "three": three, "a": a, "b": b, "c": c})
     p = q = r = np.array([1.0, 2.0])
     for _ in range(3):

@@ -44,9 +44,9 @@ def is_float(value: Value) -> bool:
 def entered(graph: Graph) -> Iterator[None]:
     """``graph`` as the current one, without the settings that the program has around autodiff."""
     context = get_current_context()
-    names = ("_name_scopes", "_hooks", "_ipu_id", "_io_tiles", "_execution")
+    names = ("_name_scopes", "_hooks", "_ipu_id", "_io_tiles", "_execution", "_in_sequence")
     saved = {name: getattr(context, name) for name in names}
-    context._name_scopes, context._hooks = [], {}
+    context._name_scopes, context._hooks, context._in_sequence = [], {}, None
     context._execution = ExecutionContext.Normal
     context.push_graph(graph)
     try:

@@ -1,13 +1,16 @@
 """The oracle: replicas one by one, graphs as the program built them, real aliases and writes.
 
 Shares nothing with the passes: calls run frame by frame, an aliasing op gives a torch view, an
-in-place op writes into its tensor. Every value is a list with one tensor per replica. Slow; used to
-check the vectorised plans, and for programs in which replicas take different paths with effects.
+in-place op writes into its tensor. Where torch has no view (``concat_``, reversed slices), the
+alias is a copy, linked element by element to what it aliases: a write to one side is carried to the
+other. Every value is a list with one tensor per replica. Slow; used to check the vectorised plans,
+and for programs in which replicas take different paths with effects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +19,35 @@ from popxl_torch.backends.base import Backend
 from popxl_torch.executor.memory import Memory
 from popxl_torch.ir.errors import popart_runtime_error
 from popxl_torch.ir.opdef import opdef
-from popxl_torch.ir.records import Graph, Op, Program, Value
+from popxl_torch.ir.records import Graph, Op, Program, Spec, Value
 from popxl_torch.plan.steps import Operand, Step
 
 Replicas = list[Any]
 _Frame = dict[Value, Replicas]
 _CONTEXTS = {"from_host": "WeightsFromHostFragment", "to_host": "WeightsToHostFragment"}
+
+
+@dataclass(eq=False, slots=True)
+class _Link:
+    """An alias that is a copy: element i of ``alias`` is element ``places[i]`` of the parents, laid
+    end to end."""
+
+    parents: list[Any]
+    alias: Any
+    places: Any
+
+    def push(self) -> None:
+        """Carry the alias's values to the parents."""
+        flat = torch.cat([parent.reshape(-1) for parent in self.parents])
+        flat[self.places] = self.alias.reshape(-1)
+        parts = flat.split([parent.numel() for parent in self.parents])
+        for parent, part in zip(self.parents, parts, strict=True):
+            parent.copy_(part.reshape(parent.shape))
+
+    def pull(self) -> None:
+        """Carry the parents' values to the alias."""
+        flat = torch.cat([parent.reshape(-1) for parent in self.parents])
+        self.alias.copy_(flat[self.places].reshape(self.alias.shape))
 
 
 class Interpreter:
@@ -34,6 +60,7 @@ class Interpreter:
         self.replicas = program.replication
         self.active = list(range(program.replication))
         self._bound: dict[Op, Callable[..., Any]] = {}
+        self._links: list[_Link] = []
         self._handlers: dict[str, Callable[[Op, _Frame], None]] = {
             "Call": self._call,
             "Loop": self._loop,
@@ -49,6 +76,7 @@ class Interpreter:
     def run(self, fragment: str) -> None:
         """Run the main graph's ops of one fragment: ``from_host``, ``main`` or ``to_host``."""
         context = _CONTEXTS.get(fragment)
+        self._links.clear()
         self.frame: _Frame = {}
         self.read: dict[Value, Replicas] = {}
         for op in self.program.main.ops:
@@ -93,8 +121,10 @@ class Interpreter:
             for value, tensors in zip(graph.inputs, inputs, strict=True)
             if tensors is not None
         }
+        links = len(self._links)
         for op in graph.ops:
             self._execute(op, frame)
+        del self._links[links:]  # of tensors of this graph: what leaves it is copied
         return frame
 
     # -- computation ------------------------------------------------------------------------
@@ -112,7 +142,7 @@ class Interpreter:
             assert written is not None
             target = self._get(written, frame)
             for r in self.active:
-                target[r].copy_(results[0][r])
+                self._overwrite(target[r], results[0][r])
             results[0] = target
         for value, tensors in zip(op.outputs, results, strict=True):
             frame[value] = tensors
@@ -131,8 +161,43 @@ class Interpreter:
             made = function(*(tensors[r] for tensors in inputs))
             made = (made,) if len(op.outputs) == 1 else made
             for index, tensor in enumerate(made):
-                results[index][r] = _copy(tensor) if copy else _alias(tensor, inputs, r, op)
+                given = [tensors[r] for tensors in inputs]
+                results[index][r] = _copy(tensor) if copy else self._alias(op, tensor, given)
         return results
+
+    def _alias(self, op: Op, made: Any, inputs: list[Any]) -> Any:
+        """The alias ``made`` of ``inputs``; linked to them if it is a copy."""
+        if len(inputs) == 1 and (not made.data_ptr() or _shares(made, inputs[0])):
+            return made
+        sizes = [tensor.numel() for tensor in inputs]
+        numbers = torch.arange(sum(sizes), device=made.device).split(sizes)
+        specs = [Spec(v.spec.shape, "int64") for v in op.inputs if v is not None]
+        step = Step(
+            opdef(op.kind).pure or op.kind,
+            tuple(Operand(0, spec) for spec in specs),
+            (Operand(0, Spec(op.outputs[0].spec.shape, "int64")),),
+            op.attrs,
+            where=op.where(),
+        )
+        numbered = [n.reshape(t.shape) for n, t in zip(numbers, inputs, strict=True)]
+        places = self.backend.bind(step)(*numbered).reshape(-1)
+        link = _Link(inputs, _copy(made), places)
+        self._links.append(link)
+        return link.alias
+
+    def _overwrite(self, target: Any, value: Any) -> None:
+        """Write into a tensor, and into all that aliases it without being a view of it."""
+        target.copy_(value)
+        written, pending = [target], list(self._links)
+        while pending:
+            link = next((k for k in pending if any(_touches(k, t) for t in written)), None)
+            if link is None:
+                return
+            pending.remove(link)
+            if any(_shares(link.alias, t) for t in written):
+                link.push()
+            link.pull()
+            written += [*link.parents, link.alias]
 
     def _collective(self, kind: str, op: Op, inputs: Replicas) -> Replicas:
         if len(self.active) != self.replicas:
@@ -182,7 +247,7 @@ class Interpreter:
                     inputs.append(self._copies(start))
                     continue
                 for r in self.active:
-                    parent[r].copy_(start[r])
+                    self._overwrite(parent[r], start[r])
                 inputs.append(parent)
             inner = self._run_graph(wrapper, inputs)
             carried = [self._copies(self._get(v, inner)) for v in wrapper.outputs[1:]]
@@ -235,7 +300,7 @@ class Interpreter:
         if op.kind == "RemoteLoadInplace":
             tensors = self._get(target, frame)
             for r in self.active:
-                tensors[r].copy_(loaded[r])
+                self._overwrite(tensors[r], loaded[r])
             loaded = tensors
         frame[op.outputs[0]] = loaded
 
@@ -257,11 +322,9 @@ def _copy(tensor: Any) -> Any:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _alias(tensor: Any, inputs: list[Replicas], replica: int, op: Op) -> Any:
-    """A view that shares its input's memory; torch has none for reversed slices and concat_."""
-    if len(inputs) > 1 or (tensor.data_ptr() and not _shares(tensor, inputs[0][replica])):
-        raise NotImplementedError(f"An alias without a view, replicas one by one: {op.where()}")
-    return tensor
+def _touches(link: _Link, tensor: Any) -> bool:
+    """Whether a link leads from or to the memory of ``tensor``."""
+    return any(_shares(side, tensor) for side in (*link.parents, link.alias))
 
 
 def _shares(a: Any, b: Any) -> bool:

@@ -87,7 +87,11 @@ class Op:
 
 @dataclass(eq=False, slots=True)
 class Graph:
-    """A graph. Ops run in list order; ``values`` holds every tensor by id."""
+    """A graph. Ops run in list order; ``values`` holds every tensor by id.
+
+    ``befores`` are the ops that the program orders before an op, besides those whose results it
+    uses. The list refines them; they tell what the program left open.
+    """
 
     id: str
     program: Program
@@ -96,6 +100,7 @@ class Graph:
     ops: list[Op] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     recursive_autodiff: bool = True
+    befores: dict[Op, set[Op]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Graph({self.id!r})"

@@ -26,6 +26,7 @@ from popart._internal.ir._records import (
     TensorType,
     data_type,
 )
+from popart._internal.ir._rewrite import TopoCons
 from popart._options import SessionOptions
 from popart._types import (
     CommGroup,
@@ -62,6 +63,7 @@ __all__ = [
     "TensorStorage",
     "TensorType",
     "TileSet",
+    "TopoCons",
     "VariableRetrievalMode",
     "VariableSettings",
     "VirtualGraphMode",

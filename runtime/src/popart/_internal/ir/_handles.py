@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from popart._internal.ir import _rewrite
 from popart._internal.ir._records import (
     GraphId,
     LocationInfo,
@@ -124,10 +125,35 @@ class Graph:
 
     def getOp(self, op_id: int) -> Op:
         """The op with this id; popart_exception if there is none."""
-        for op in self._record.ops:
-            if op.opid == op_id:
-                return Op(op)
-        raise popart_exception(f"No op with id {op_id} in graph {self._record.id!r}")
+        return Op(_rewrite.find_op(self._record, op_id))
+
+    def eraseOp(self, op_id: int) -> None:
+        """Remove an op and its outputs; popart_exception if there is none with this id."""
+        _rewrite.erase(_rewrite.find_op(self._record, op_id))
+
+    def topoCons(self) -> _rewrite.TopoCons:
+        """The constraints on the order of ops, of ``in_sequence`` among others."""
+        return _rewrite.TopoCons(self._record)
+
+    def __getattr__(self, name: str) -> Callable[..., Op]:
+        """``createOp_<Class>(...)`` and ``createConnectedOp_<Class>(inputs, outputs, ...)``.
+
+        Inputs and outputs are ids by index. Of the other arguments Settings and sub-graphs count:
+        kinds with attributes of their own are made with the functions of ``popxl.ops``.
+        """
+        prefix, _, cls = name.partition("_")
+        kind = next((k for k, known in Op._of_kind.items() if known.__name__ == cls), None)
+        if kind is None or prefix not in ("createOp", "createConnectedOp"):
+            raise AttributeError(f"Graph has no attribute {name!r}")
+        graph = self._record
+
+        def create(*args: Any, **kwargs: Any) -> Op:
+            given = [*args, *kwargs.values()]
+            if prefix == "createOp":
+                return Op(_rewrite.new_op(graph, kind, given))
+            return Op(_rewrite.connected_op(graph, kind, given[0], given[1], given[2:]))
+
+        return create
 
     def getIr(self) -> Ir:
         """The owner."""
@@ -178,8 +204,8 @@ class Graph:
         return [value.id for value in self._record.outputs]
 
     def getTensor(self, tensor_id: str) -> Tensor:
-        """The tensor with this id."""
-        return Tensor(self._record.values[tensor_id])
+        """The tensor with this id; popart_exception if there is none."""
+        return Tensor(_rewrite.find_value(self._record, tensor_id))
 
     def getCalledGraphs(self) -> list[Graph]:
         """Graphs called by ops of this graph."""
@@ -295,6 +321,35 @@ class Op:
     def getSettings(self) -> Settings:
         """Name and placement."""
         return Settings.of(self._record)
+
+    def connectInTensor(self, index: int, tensor_id: str) -> None:
+        """Make a tensor of the op's graph its input ``index``."""
+        _rewrite.connect_input(self._record, index, tensor_id)
+
+    def createAndConnectOutTensor(self, index: int, tensor_id: str) -> None:
+        """A new tensor as output ``index``, the next one; :meth:`setup` gives its shape."""
+        _rewrite.create_output(self._record, index, tensor_id)
+
+    def disconnectAllInputs(self) -> None:
+        """Leave the op without inputs."""
+        self._record.inputs.clear()
+
+    def disconnectAllOutputs(self) -> None:
+        """Leave the op without outputs; those that nothing uses are removed."""
+        _rewrite.disconnect_outputs(self._record)
+
+    def setup(self) -> None:
+        """Shapes and dtypes of the outputs from the inputs; popart_exception if they do not fit."""
+        _rewrite.set_up(self._record)
+
+    def cloneIntoGraph(self, graph: Graph) -> Op:
+        """The op again, unconnected, at the end of ``graph``."""
+        return Op(_rewrite.clone(self._record, graph._record))
+
+    @classmethod
+    def of(cls, record: records.Op) -> Op:
+        """The handle of another op."""
+        return Op(record)
 
     def hasVirtualGraphId(self) -> bool:
         """Every op has a virtual IPU."""

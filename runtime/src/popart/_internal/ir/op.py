@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from popart._internal.ir import _rewrite
 from popart._internal.ir._handles import Graph, Op
 from popart._internal.ir._records import data_type
 from popart._types import DataType
@@ -81,6 +82,16 @@ class _LoopOp(_CallingOp):
     def getTripCountValue(self) -> int:
         """Number of iterations."""
         return self._record.attrs["count"]
+
+    def setTripCountValue(self, count: int) -> None:
+        """Set the number of iterations."""
+        self._record.attrs["count"] = count
+
+    def addLoopInput(
+        self, index: int, tensor_id: str, subgraph_tensor_id: str, overwrite: bool = False
+    ) -> None:
+        """A tensor as input ``index`` of the loop, and a new input of the sub-graph for it."""
+        _rewrite.add_loop_input(self._record, index, tensor_id, subgraph_tensor_id, overwrite)
 
     def getNumExplicitInputs(self) -> int:
         """Inputs that an iteration passes to the next one."""
