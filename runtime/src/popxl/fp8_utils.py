@@ -1,6 +1,10 @@
-"""float8 on the host: encoding, decoding, and (not built yet) the choice of a scale.
+"""float8 on the host: encoding, decoding, and the choice of a scale.
 
 Both formats have one NaN and no infinity: the code of negative zero is the NaN.
+
+A scale is chosen by a histogram of magnitudes. Its bins are narrow against a step of float8, so that
+one value stands for all of a bin: the squared error of every scale then costs a few thousand
+roundings, whatever the number of elements.
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ from collections import namedtuple
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from popxl.errors import _not_implemented
 
 if TYPE_CHECKING:
     from popxl import dtypes
@@ -29,6 +32,7 @@ float8_143_def = FpDef(4, 3, 8, True, False)
 _FORMATS = {"float8_143": float8_143_def, "float8_152": float8_152_def}
 _NAN_CODE = 0x80
 _FLOATS = ("float16", "float32", "float64")
+_BINS = 64  # per factor of two: eight or more for each step of float8
 
 
 def _decoded(name: str) -> np.ndarray:
@@ -108,47 +112,133 @@ def host_pow2scale_cast_from_fp8(
 
 
 class CandidateConfig:
-    """A format that a histogram of values is measured against. Not built yet."""
+    """A float8 format that a histogram of values is measured against."""
 
-    def __init__(self, format: Any, src_ftype: Any, dest_ftype: Any, src_type: Any) -> None:
-        _not_implemented("popxl.fp8_utils.CandidateConfig")
+    def __init__(self, format: str, src_ftype: FpDef, dest_ftype: FpDef, src_type: Any) -> None:
+        """Args:
+        format: name of the float8 dtype.
+        src_ftype: definition of the values' format.
+        dest_ftype: definition of the float8 format.
+        src_type: NumPy dtype of the values.
+        """
+        self.format = format
+        self.src_ftype = src_ftype
+        self.dest_ftype = dest_ftype
+        self.src_type = src_type
 
 
-def find_exponential_range(fp_def: FpDef) -> Any:
-    """Exponents that a format covers. Not built yet."""
-    _not_implemented("popxl.fp8_utils.find_exponential_range")
+def find_exponential_range(fp_def: FpDef) -> tuple[int, int]:
+    """(lowest, highest) exponent e for which the format has a value of 2**e."""
+    bits, mantissa, bias, denormals, nans = fp_def
+    lowest = 1 - bias - (mantissa if denormals else 0)
+    return lowest, (1 << bits) - 1 - bias - bool(nans)
 
 
-def log_histogram(src: np.ndarray, ftype: FpDef) -> Any:
-    """Histogram over exponents. Not built yet."""
-    _not_implemented("popxl.fp8_utils.log_histogram")
+def log_histogram(src: np.ndarray, ftype: FpDef) -> tuple[np.ndarray, np.ndarray]:
+    """Histogram of magnitudes over all exponents of ``ftype``.
+
+    Args:
+        src: floats of any shape; zeros, infinities and NaN are not counted.
+        ftype: the format whose range is covered.
+
+    Returns:
+        Counts, (bins,) int64, and their limits, (bins + 1,) float64: bin i counts
+        limits[i] <= abs(x) < limits[i + 1].
+    """
+    low, high = find_exponential_range(ftype)
+    steps = 1 + np.arange(_BINS) / _BINS
+    powers = np.ldexp(1.0, np.arange(low, high + 2))
+    limits = np.append(np.outer(powers[:-1], steps), powers[-1])
+    size = np.abs(np.asarray(src, np.float64).reshape(-1))
+    counts, _ = np.histogram(size[np.isfinite(size)], limits)
+    return counts, limits
 
 
 def calculate_metric_mse(
-    histogram: Any, limits: Any, src_bias_starting_indices: Any, candidate: Any
-) -> Any:
-    """Squared error of a candidate. Not built yet."""
-    _not_implemented("popxl.fp8_utils.calculate_metric_mse")
+    histogram: np.ndarray,
+    limits: np.ndarray,
+    src_bias_starting_indices: np.ndarray,
+    candidate: CandidateConfig,
+) -> np.ndarray:
+    """Mean squared error of casting to float8 and back, for several scales.
+
+    Args:
+        histogram: (bins,) counts or shares, of :func:`log_histogram`.
+        limits: (bins + 1,) limits of the bins.
+        src_bias_starting_indices: (scales,) base-2 exponents of the scales.
+        candidate: the format.
+
+    Returns:
+        (scales,) sums over the bins of share times squared error. What is out of range counts as
+        the largest value.
+    """
+    used = histogram > 0
+    share = histogram[used]
+    value = (limits[:-1][used] + limits[1:][used]) / 2
+    positive = _decoded(candidate.format)[:_NAN_CODE]
+    halves = (positive[:-1] + positive[1:]) / 2
+    errors = []
+    for scale in src_bias_starting_indices:
+        back = np.ldexp(positive[np.searchsorted(halves, np.ldexp(value, scale))], -scale)
+        errors.append(float(np.sum(share * (back - value) ** 2)))
+    return np.array(errors)
 
 
 def calculate_candidate_metric(
-    hist_norm: Any, limits: Any, candidate: Any, metric_type: Any = None
-) -> Any:
-    """Error of a candidate. Not built yet."""
-    _not_implemented("popxl.fp8_utils.calculate_candidate_metric")
+    hist_norm: np.ndarray, limits: np.ndarray, candidate: CandidateConfig, metric_type: Any = None
+) -> tuple[float, int]:
+    """The least error of a format and the scale that has it; of equal ones the smallest.
+
+    Args:
+        hist_norm: (bins,) shares of the values.
+        limits: (bins + 1,) limits of the bins.
+        candidate: the format.
+        metric_type: the measure, default :func:`calculate_metric_mse`.
+
+    Returns:
+        (error, log2_scale)
+    """
+    scales = np.array(sorted(range(min_scaling_bias, max_scaling_bias + 1), key=abs))
+    errors = (metric_type or calculate_metric_mse)(hist_norm, limits, scales, candidate)
+    best = int(np.argmin(errors))
+    return float(errors[best]), int(scales[best])
 
 
 def host_fp8_mse_scale(
     src: np.ndarray,
     dtype: dtypes.dtype = None,  # type: ignore[assignment]
 ) -> int:
-    """The scale with the smallest squared error. Not built yet."""
-    _not_implemented("popxl.fp8_utils.host_fp8_mse_scale")
+    """The scale with the smallest mean squared error, by a histogram of ``src``.
+
+    Args:
+        src: float16, float32 or float64, any shape.
+        dtype: a float8 type.
+
+    Returns:
+        (error, log2_scale), though annotated otherwise: casting with ``log2_scale`` and back with
+        ``-log2_scale`` has about this mean squared error. Nothing but zeros has (0, 0).
+
+    Raises:
+        RuntimeError: other dtypes.
+    """
+    array = np.asarray(src)
+    if dtype is None or dtype.name not in _FORMATS or array.dtype.name not in _FLOATS:
+        raise RuntimeError(f"No scale of {array.dtype} for {dtype}: expected floats and float8.")
+    source = ieee_fp16_denorms if array.dtype == np.float16 else ieee_fp32_no_denorms
+    counts, limits = log_histogram(array, source)
+    candidate = CandidateConfig(dtype.name, source, _FORMATS[dtype.name], array.dtype)
+    result = calculate_candidate_metric(counts / max(array.size, 1), limits, candidate)
+    return result  # type: ignore[return-value]
 
 
 def host_fp8_mse_scale_pb(
     src: np.ndarray,
     dtype: dtypes.dtype = None,  # type: ignore[assignment]
 ) -> int:
-    """As :func:`host_fp8_mse_scale`. Not built yet."""
-    _not_implemented("popxl.fp8_utils.host_fp8_mse_scale_pb")
+    """The ``log2_scale`` of :func:`host_fp8_mse_scale`.
+
+    Raises:
+        RuntimeError: ``src`` holds no floats, or ``dtype`` is no float8 type.
+    """
+    _, scale = host_fp8_mse_scale(src, dtype)  # type: ignore[misc]
+    return scale

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import popxl
 import pytest
 from numpy.random import Generator
-from popxl.fp8_utils import host_pow2scale_cast_from_fp8, host_pow2scale_cast_to_fp8
+from popxl import fp8_utils
+from popxl.fp8_utils import (
+    host_fp8_mse_scale,
+    host_fp8_mse_scale_pb,
+    host_pow2scale_cast_from_fp8,
+    host_pow2scale_cast_to_fp8,
+)
 
 LARGEST = {"float8_143": 240.0, "float8_152": 57344.0}
 SMALLEST = {"float8_143": 2.0**-10, "float8_152": 2.0**-17}  # subnormal steps
@@ -91,3 +99,63 @@ def test_other_types_are_rejected():
         host_pow2scale_cast_to_fp8(np.ones(2, np.int32), popxl.float8_143)
     with pytest.raises(RuntimeError):
         host_pow2scale_cast_from_fp8(floats, popxl.float32)
+
+
+def squared_error(x: np.ndarray, dtype: popxl.dtype, scale: int) -> float:
+    codes = host_pow2scale_cast_to_fp8(x, dtype, scale, nan_on_overflow=False)
+    back = host_pow2scale_cast_from_fp8(codes, popxl.float64, -scale)
+    return float(np.mean((back - x.astype(np.float64)) ** 2))
+
+
+@pytest.mark.parametrize("source", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("exponent", [-12, 0, 7])
+def test_the_scale_with_the_least_error(
+    rng: Generator, dtype: popxl.dtype, source: type, exponent: int
+):
+    x = (rng.normal(size=(60, 50)) * 2.0**exponent).astype(source)
+    errors = {scale: squared_error(x, dtype, scale) for scale in range(-31, 32)}
+    metric, scale = host_fp8_mse_scale(x, dtype)
+    assert errors[scale] <= 1.01 * min(errors.values())
+    assert metric == pytest.approx(errors[scale], rel=0.05)
+    assert host_fp8_mse_scale_pb(x, dtype) == scale
+    assert errors[scale] < 0.1 * errors[31]
+
+
+@pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
+def test_nothing_to_scale(value: float):
+    assert host_fp8_mse_scale(np.full(3, value, np.float32), popxl.float8_152) == (0.0, 0)
+
+
+def test_no_values():
+    assert host_fp8_mse_scale_pb(np.zeros((0, 2), np.float32), popxl.float8_143) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "source"), [(popxl.float16, np.float32), (None, np.float32), (FORMATS[0], np.int32)]
+)
+def test_scales_of_other_types(dtype: popxl.dtype | None, source: type):
+    for find in (host_fp8_mse_scale, host_fp8_mse_scale_pb):
+        with pytest.raises(RuntimeError):
+            find(np.ones(2, source), dtype)
+
+
+@pytest.mark.parametrize(
+    ("definition", "expected"),
+    [
+        (fp8_utils.float8_143_def, (-10, 7)),
+        (fp8_utils.float8_152_def, (-17, 15)),
+        (fp8_utils.ieee_fp16_denorms, (-24, 15)),
+        (fp8_utils.ieee_fp32_no_denorms, (-126, 127)),
+    ],
+)
+def test_exponents_of_a_format(definition: Any, expected: tuple[int, int]):
+    assert fp8_utils.find_exponential_range(definition) == expected
+
+
+def test_histogram():
+    x = np.array([0.0, 1.0, -1.5, 1.99, 2.0, np.inf, np.nan, 60000.0])
+    counts, limits = fp8_utils.log_histogram(x, fp8_utils.ieee_fp16_denorms)
+    assert counts.sum() == 5
+    assert len(limits) == len(counts) + 1
+    assert counts[(limits[:-1] >= 1) & (limits[:-1] < 2)].sum() == 3
