@@ -2,8 +2,8 @@
 
 Both formats have one NaN and no infinity: the code of negative zero is the NaN.
 
-A scale is chosen by a histogram of magnitudes. Its bins are narrow against a step of float8, so that
-one value stands for all of a bin: the squared error of every scale then costs a few thousand
+A scale is chosen by a histogram of magnitudes. Its bins are narrow against a step of float8, so
+that one value stands for all of a bin: the squared error of every scale then costs a few thousand
 roundings, whatever the number of elements.
 """
 
@@ -240,5 +240,5 @@ def host_fp8_mse_scale_pb(
     Raises:
         RuntimeError: ``src`` holds no floats, or ``dtype`` is no float8 type.
     """
-    _, scale = host_fp8_mse_scale(src, dtype)  # type: ignore[misc]
-    return scale
+    found: Any = host_fp8_mse_scale(src, dtype)
+    return found[1]
