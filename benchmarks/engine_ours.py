@@ -12,8 +12,9 @@ import torch
 
 from benchmarks.engines import SliceWeights, Times
 from config.config import MagmaConfig
+from execution.prompts import Picture, Prompt
 from execution.report import read_trace
-from execution.runs import Picture, Prompt, runs_of
+from execution.runs import runs_of
 from execution.weights import load_weights
 from inference import inference
 from modelling.mapping import model_weights

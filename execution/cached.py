@@ -1,26 +1,19 @@
 """One program that remembers keys and values: each token costs one position, not all of them.
 
-A host-loaded integer selects what a run does:
+A host-loaded integer selects what a run does (:class:`RunKind`). All kinds are branches of one
+program over the same weights. Work follows real lengths: there is a branch for each of a few
+lengths (:mod:`execution.buckets`), and only the one taken runs. A stream that a kind has no use for
+is neither loaded nor stored by it.
 
-- *encode*: a picture to embeddings, which are kept;
-- *prefill*: the prompts, made of words and of pictures' embeddings; keys and values of all blocks
-  are kept; out come the logits behind each prompt;
-- *shared prefill*: one prompt, whose keys and values all sequences get;
-- *decode*: one more token of each sequence.
-
-All kinds are branches of one program over the same weights. Work follows real lengths: there is a
-branch for each of a few lengths (:mod:`execution.buckets`), and only the one taken runs.
-
-The cache has S slots for each sequence. Sequences of a batch are aligned at their ends, so that all
-write to one slot; before its first position a sequence has pads. Letters: b sequences, t text and i
-image tokens, m slots of a run, k slots read, h hidden, n heads, d head size, v vocabulary, r
-replicas.
+The cache has S slots for each sequence. Sequences of a batch are aligned at the ends of their
+prompts, so that all write to one slot; before its first position a sequence has pads. Letters: b
+sequences, t text and i image tokens, m slots of a run, k slots read, w slots scored at a time, h
+hidden, v vocabulary, r replicas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -31,7 +24,9 @@ import popxl_addons as addons
 from popxl import ops
 
 from config.config import MagmaConfig
-from execution.buckets import prompt_buckets, read_buckets
+from execution.branches import choose
+from execution.buckets import prompt_buckets, read_buckets, score_buckets
+from execution.cache import CachedBlock, KeptRows, KeyValueCache, SharedBlock
 from execution.phases import (
     EMBEDDING_KEYS,
     HEAD_KEYS,
@@ -42,29 +37,34 @@ from execution.phases import (
 )
 from execution.program import create_ir, create_session
 from modelling.clip_resnet.stem import IMAGE_CHANNELS
-from modelling.gptj.decoder import DecoderBlock
 from modelling.gptj.embedding import Embeddings
-from modelling.gptj.lm_head import LMHead
-from modelling.gptj.positions import Place, growing_sequences
+from modelling.gptj.lm_head import LMHead, Scores
+from modelling.gptj.positions import growing_sequences
 
-MOST_PICTURES = 8
-"""Pictures at most for each sequence of a batch."""
+ROWS_PER_SCORE = 128
+"""Logits are held for so many positions at a time, in float32."""
 
-Branch = Callable[..., popxl.Tensor]
+Build = Callable[[int, popxl.Tensor, popxl.Tensor], None]
+"""Builds a branch for m or k slots, from the streams ``length`` and ``start``."""
 
 
 class RunKind(IntEnum):
     """What a run does: values of the stream ``kind``."""
 
     ENCODE = 0
-    PREFILL = 1
-    DECODE = 2
-    SHARED_PREFILL = 3
-
-
-def picture_entries(config: MagmaConfig) -> int:
-    """How many pictures there is room for."""
-    return config.batch * min(MOST_PICTURES, config.total_tokens // config.image_tokens)
+    """A picture to i positions, which are kept."""
+    KEEP = 1
+    """Keeps i positions that the host gives."""
+    EMBED = 2
+    """The positions of one prompt, to the host."""
+    PREFILL = 3
+    """Prompts, whose keys and values are kept; the logits behind each."""
+    DECODE = 4
+    """One more token of each sequence; the logits behind it."""
+    SCORE = 5
+    """More tokens of each sequence; the log-probability of a given one behind each."""
+    SHARED_PREFILL = 6
+    """One prompt, whose keys and values several sequences get; the logits behind it."""
 
 
 def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addons.TaskSession:
@@ -73,24 +73,31 @@ def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addo
     Every run needs every stream; what its kind has no use for is ignored. The inputs are
 
     - ``kind`` () int32: a :class:`RunKind`;
+    - ``length`` () int32: prefill: slots of the longest prompt; decode: slots to read; score: slots
+      to add;
+    - ``start`` (1,) int32: encode and keep: the first row to keep the positions in; decode and
+      score: the first new slot; shared prefill: the slot of the prompt's first row;
     - ``image`` (1, 3, y, x): encode;
-    - ``slot`` (1,) int32: encode: the number to keep the picture under; prefill: the slot of the
-      prompts' last positions; decode: the slot of the new position;
+    - ``rows`` (i, h): keep;
     - ``pads`` (b,) int32: slots before each sequence's first position;
-    - ``words`` (b·t,) int32: prefill: ids of all sequences one after the other; decode: an id of
-      each sequence. Counted from the first row of each replica's table;
-    - ``source`` (b, S) int32: prefill: for each slot its row among the embeddings of all pictures
-      and, behind them, of all words.
+    - ``sequences`` (b,) int32: shared prefill: who gets the prompt, repeated to fill up;
+    - ``words`` (b·t,) int32: ids, counted from the first row of each replica's table: of each
+      sequence (decode), or those that the source names;
+    - ``source`` (b, S) int32: prefill, score and embed: for each new slot its row among the kept
+      ones and, behind them, the words; -1 for pads;
+    - ``targets`` (b, w) int32: score: behind each new slot the id to score, counted from the first
+      column of each replica's head.
 
-    A shared prefill reads what the first sequence has of these.
+    Shared prefill and embed read what the first sequence has of these.
 
     Args:
         config: A validated configuration.
         trace: See :func:`execution.program.build_program`.
 
     Returns:
-        A session with these inputs, the output ``logits`` (b, v/r), and the variables of the
-        recompute scheme.
+        A session with these inputs, the outputs ``logits`` (b, v/r), ``log_probs`` (b, w) float32
+        and ``embeddings`` (S, h), of which a run fills what its kind gives, and the variables of
+        the recompute scheme.
 
     Raises:
         UserError: A distributed launch has another number of replicas than the configuration.
@@ -105,110 +112,6 @@ def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addo
     return create_session(ir, program.phases, program.inputs, program.outputs, variables)
 
 
-@dataclass(frozen=True)
-class KeyValueCache:
-    """Keys and values of all blocks.
-
-    Attributes:
-        keys: Buffer of (b, n/r, S, d), with an entry for each block.
-        values: As keys.
-    """
-
-    keys: popxl.RemoteBuffer
-    values: popxl.RemoteBuffer
-
-    @classmethod
-    def of_config(cls, config: MagmaConfig) -> KeyValueCache:
-        """A cache with a slot for each position, in the current Ir."""
-        lm = config.transformer
-        heads = lm.attention.heads // config.tensor_parallel
-        shape = (config.batch, heads, config.total_tokens, lm.head_size)
-        return cls(
-            popxl.remote_buffer(shape, lm.dtype, lm.layers),
-            popxl.remote_buffer(shape, lm.dtype, lm.layers),
-        )
-
-    def remember(
-        self,
-        keys: popxl.Tensor,
-        values: popxl.Tensor,
-        start: popxl.Tensor,
-        block: popxl.Tensor,
-        k: int,
-    ) -> tuple[popxl.Tensor, popxl.Tensor]:
-        """Writes to neighbouring slots, then reads the first k.
-
-        Args:
-            keys: (b, n/r, m, d), or (1, n/r, m, d) of a sequence that all share.
-            values: As keys.
-            start: (1,) int32, the first slot to write.
-            block: () int32, whose keys and values they are.
-            k: Slots to read.
-
-        Returns:
-            Keys and values of as many sequences, (b or 1, n/r, k, d) each.
-        """
-        b = keys.shape[0]
-        return (
-            _remember(self.keys, keys, start, block)[:b, :, :k],
-            _remember(self.values, values, start, block)[:b, :, :k],
-        )
-
-
-def _remember(
-    buffer: popxl.RemoteBuffer, new: popxl.Tensor, start: popxl.Tensor, block: popxl.Tensor
-) -> popxl.Tensor:
-    copies = buffer.tensor_shape[0] // new.shape[0]
-    if copies > 1:
-        new = ops.concat([new] * copies, axis=0)
-    # Between these three nothing touches the entry, so an engine may do them in place.
-    entry = ops.remote_load(buffer, block)
-    ops.dynamic_update_(entry, start, new, axes=[2], sizes=[new.shape[2]], no_overlap=True)
-    ops.remote_store(buffer, block, entry)
-    return entry
-
-
-class CachedBlock(DecoderBlock):
-    """A decoder block whose keys and values are remembered."""
-
-    def __init__(self, config: MagmaConfig, cache: KeyValueCache):
-        """Fixes the sizes.
-
-        Args:
-            config: Of the whole model.
-            cache: Where keys and values are kept.
-        """
-        super().__init__(config.transformer)
-        self.cache = cache
-
-    # A graph's inputs are tensors, so the parts of the place come one by one.
-    def build(  # type: ignore[override]
-        self,
-        x: popxl.Tensor,
-        sin: popxl.Tensor,
-        cos: popxl.Tensor,
-        visible: popxl.Tensor,
-        start: popxl.Tensor,
-        block: popxl.Tensor,
-    ) -> popxl.Tensor:
-        """One block over m slots of growing sequences.
-
-        Args:
-            x: (b·m, h), equal on all replicas.
-            sin: See :class:`modelling.gptj.positions.Place`, as for the next two.
-            cos: (b·m, rotary_dim / 2).
-            visible: (b, 1, m, k).
-            start: (1,) int32, the first of the m slots.
-            block: () int32, the number of the block.
-
-        Returns:
-            (b·m, h), equal on all replicas.
-        """
-        b, _, _, k = visible.shape
-        remember = partial(self.cache.remember, start=start, block=block, k=k)
-        return super().build(x, Place(b, sin, cos, visible, remember))
-
-
 class _CachedProgram:
     """The parts of the program, and the main graph made of them."""
 
@@ -217,14 +120,13 @@ class _CachedProgram:
         lm, b = config.transformer, config.batch
         self.proportions = lm.execution.available_memory_proportion
         self.cache = KeyValueCache.of_config(config)
-        shape = (config.image_tokens, lm.hidden_size)
-        self.pictures = popxl.remote_buffer(shape, lm.dtype, picture_entries(config))
+        self.kept = KeptRows.of_config(config)
         self.image_prefix = image_prefix_phases(config, 1)
         words, hidden = popxl.TensorSpec((b,), popxl.int32), self._hidden(b)
         self.embedding = self._phase(Embeddings(lm), [words], EMBEDDING_KEYS)
         # Each length gets a graph of its own for these weights.
         block = CachedBlock(config, self.cache)
-        specs = self._block_inputs(b, 1, config.total_tokens)
+        specs = [*self._place(b, 1, config.total_tokens), _number(1), _number()]
         self.decoder = self._phase(block, specs, decoder_keys(lm), numbered=True)
         self.lm_head = self._phase(LMHead(lm), [hidden], HEAD_KEYS)
         self.weighted = (*self.image_prefix, self.embedding, self.decoder, self.lm_head)
@@ -250,172 +152,182 @@ class _CachedProgram:
         lm = self.config.transformer
         return popxl.TensorSpec((rows, lm.hidden_size), lm.dtype)
 
-    def _block_inputs(self, b: int, m: int, k: int) -> list[popxl.TensorSpec]:
+    def _place(self, b: int, m: int, k: int) -> list[popxl.TensorSpec]:
+        """Rows of a block, and where they stand."""
         lm = self.config.transformer
         table = popxl.TensorSpec((b * m, lm.attention.rotary_dim // 2), lm.dtype)
-        visible = popxl.TensorSpec((b, 1, m, k), popxl.bool)
-        start, block = popxl.TensorSpec((1,), popxl.int32), popxl.TensorSpec((), popxl.int32)
-        return [self._hidden(b * m), table, table, visible, start, block]
+        return [self._hidden(b * m), table, table, popxl.TensorSpec((b, 1, m, k), popxl.bool)]
 
     def _streams(self) -> tuple[addons.InputStreams, addons.OutputStreams]:
-        config, b = self.config, self.config.batch
-        side = config.visual.image_resolution
+        config, b, slots = self.config, self.config.batch, self.config.total_tokens
+        lm, visual = config.transformer, config.visual
+        side, window = visual.image_resolution, score_buckets(config.text_tokens)[-1]
         inputs = addons.InputStreams(
             kind=((), popxl.int32),
-            image=((1, IMAGE_CHANNELS, side, side), config.visual.dtype),
-            slot=((1,), popxl.int32),
+            length=((), popxl.int32),
+            start=((1,), popxl.int32),
+            image=((1, IMAGE_CHANNELS, side, side), visual.dtype),
+            rows=((config.image_tokens, lm.hidden_size), lm.dtype),
             pads=((b,), popxl.int32),
+            sequences=((b,), popxl.int32),
             words=((b * config.text_tokens,), popxl.int32),
-            source=((b, config.total_tokens), popxl.int32),
+            source=((b, slots), popxl.int32),
+            targets=((b, window), popxl.int32),
         )
         logits = self.lm_head.result
-        return inputs, addons.OutputStreams(logits=(logits.shape, logits.dtype))
+        return inputs, addons.OutputStreams(
+            logits=(logits.shape, logits.dtype),
+            log_probs=((b, window), popxl.float32),
+            embeddings=((slots, lm.hidden_size), lm.dtype),
+        )
 
     def fill_main_graph(self) -> None:
-        """Loads all streams and takes the branch of the run's kind and length."""
-        kind, image, slot, pads, words, source = (ops.host_load(s) for s in self.inputs)
-        given = (slot, pads, words, source)
-        _if(_is(kind, RunKind.ENCODE), self._encode, _nothing, image, slot)
-        slots, none = self.config.total_tokens, self.lm_head.result
-        logits: popxl.Tensor = popxl.constant(np.zeros(none.shape), none.dtype)
-        kinds: list[tuple[RunKind, tuple[int, ...], Branch]] = [
-            (RunKind.PREFILL, prompt_buckets(slots), partial(self._prefill, self.config.batch)),
-            (RunKind.DECODE, read_buckets(slots), self._decode),
-        ]
+        """Takes the branch of the run's kind and length."""
+        kind, length, start = (
+            ops.host_load(stream)
+            for stream in (self.inputs.kind, self.inputs.length, self.inputs.start)
+        )
+        slots = self.config.total_tokens
+        kinds: dict[RunKind, tuple[Sequence[int], Build]] = {
+            RunKind.ENCODE: ((slots,), self._encode),
+            RunKind.KEEP: ((slots,), self._keep),
+            RunKind.EMBED: ((slots,), self._embed),
+            RunKind.PREFILL: (prompt_buckets(slots), self._prefill),
+            RunKind.DECODE: (read_buckets(slots), self._decode),
+            RunKind.SCORE: (score_buckets(self.config.text_tokens), self._score),
+        }
         if self.config.batch > 1:
-            kinds.append((RunKind.SHARED_PREFILL, prompt_buckets(slots), self._shared_prefill))
-        for wanted, lengths, branch in kinds:
-            run = partial(_by_length, lengths, branch)
-            (logits,) = _if(_is(kind, wanted), run, _first, logits, *given)
-        ops.host_store(self.outputs.logits, logits)
+            kinds[RunKind.SHARED_PREFILL] = (prompt_buckets(slots), self._shared_prefill)
+        branches = [(one, partial(_by_length, *how)) for one, how in sorted(kinds.items())]
+        choose(kind, branches, length, start)
 
     # -- branches; the engine reports time and bytes by their outermost name scopes -----------
 
-    def _encode(self, image: popxl.Tensor, slot: popxl.Tensor) -> None:
+    def _encode(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
+        image = ops.host_load(self.inputs.image)
         with popxl.name_scope("image_prefix"):
             for phase in self.image_prefix:
                 image = call_phase(phase, image)
-        ops.remote_store(self.pictures, slot, ops.reshape(image, self.pictures.tensor_shape))
+        self.kept.keep(ops.reshape(image, self.inputs.rows.shape), start)
 
-    def _shared_prefill(self, m: int, *given: popxl.Tensor) -> popxl.Tensor:
-        """One prompt for all sequences."""
-        return ops.concat([self._prefill(1, m, *given)] * self.config.batch, axis=0)
+    def _keep(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
+        self.kept.keep(ops.host_load(self.inputs.rows), start)
 
-    def _prefill(
+    def _embed(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
+        with popxl.name_scope("embedding"):
+            ops.host_store(self.outputs.embeddings, self._embeddings(1, m))
+
+    def _prefill(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
+        # Slots behind a prompt are filled too; they are written to again before they are read.
+        first = popxl.constant([0], popxl.int32, "first")
+        pads = ops.host_load(self.inputs.pads)
+        block = CachedBlock(self.config, self.cache)
+        logits = self._read_prompts(pads, m, length, block, first)
+        ops.host_store(self.outputs.logits, logits)
+
+    def _shared_prefill(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
+        pads, sequences = (ops.host_load(s) for s in (self.inputs.pads, self.inputs.sequences))
+        block = SharedBlock(self.config, self.cache)
+        logits = self._read_prompts(pads[:1], m, length, block, sequences, start)
+        ops.host_store(self.outputs.logits, ops.concat([logits] * self.config.batch, axis=0))
+
+    def _read_prompts(
         self,
-        b: int,
-        m: int,
-        slot: popxl.Tensor,
         pads: popxl.Tensor,
-        words: popxl.Tensor,
-        source: popxl.Tensor,
+        m: int,
+        length: popxl.Tensor,
+        block: CachedBlock,
+        *fixed: popxl.Tensor,
     ) -> popxl.Tensor:
-        """The first b prompts, of at most m slots each."""
-        # Slots behind a prompt are filled too; decode steps write to them before they are read.
-        start = popxl.constant([0], popxl.int32, "start")
-        lm, slots = self.config.transformer, self.config.total_tokens
-        place = growing_sequences(lm, start, pads[:b], m, m, slots)
+        """Logits behind as many prompts as there are pads; see :meth:`_blocks` for the rest."""
+        b, first = pads.shape[0], popxl.constant([0], popxl.int32, "first")
+        place = growing_sequences(self.config.transformer, first, pads, m, m, m)
         with popxl.name_scope("prefill/embedding"):
-            x = self._embed(words, source[:b, :m])
+            x = self._embeddings(b, m)
         with popxl.name_scope("prefill/decoder"):
-            x = self._blocks(x, start, place)
+            x = self._blocks(x, place, block, *fixed)
         with popxl.name_scope("prefill/lm_head"):
             x = ops.reshape(x, (b, m, x.shape[1]))
-            x = ops.dynamic_slice(x, slot, axes=[1], sizes=[1], no_overlap=True)
+            last = ops.reshape(length - 1, (1,))
+            x = ops.dynamic_slice(x, last, axes=[1], sizes=[1], no_overlap=True)
             x = ops.reshape(x, (b, x.shape[2]))
             head = self.lm_head
             if b < self.config.batch:
-                head = self._resized(head, LMHead(lm), [x.spec])
+                head = self._resized(head, LMHead(self.config.transformer), [x.spec])
             return call_phase(head, x)
 
-    def _embed(self, words: popxl.Tensor, source: popxl.Tensor) -> popxl.Tensor:
-        """Embeddings of slots (b, m), as (b·m, h)."""
-        words = words[: min(source.nelms, words.shape[0])]
-        phase = self._resized(self.embedding, Embeddings(self.config.transformer), [words.spec])
-        rows = [ops.remote_load(self.pictures, entry) for entry in range(self.pictures.entries)]
-        table = ops.concat([*rows, call_phase(phase, words)], axis=0)
-        return ops.gather(table, ops.reshape(source, (source.nelms,)))
-
-    def _decode(
-        self,
-        k: int,
-        slot: popxl.Tensor,
-        pads: popxl.Tensor,
-        words: popxl.Tensor,
-        source: popxl.Tensor,
-    ) -> popxl.Tensor:
-        """One position of each sequence, which reads k slots."""
+    def _decode(self, k: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
         lm, slots = self.config.transformer, self.config.total_tokens
-        place = growing_sequences(lm, slot, pads, 1, k, slots)
+        words, pads = (ops.host_load(s) for s in (self.inputs.words, self.inputs.pads))
+        place = growing_sequences(lm, start, pads, 1, k, slots)
         with popxl.name_scope("decode/embedding"):
             x = call_phase(self.embedding, words[: self.config.batch])
         with popxl.name_scope("decode/decoder"):
-            x = self._blocks(x, slot, place)
+            x = self._blocks(x, place, CachedBlock(self.config, self.cache), start)
         with popxl.name_scope("decode/lm_head"):
-            return call_phase(self.lm_head, x)
+            ops.host_store(self.outputs.logits, call_phase(self.lm_head, x))
+
+    def _score(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
+        # All slots are read whatever the length: next to the weights of m rows that is little.
+        b, slots = self.config.batch, self.config.total_tokens
+        pads, targets = (ops.host_load(s) for s in (self.inputs.pads, self.inputs.targets))
+        place = growing_sequences(self.config.transformer, start, pads, m, slots, slots)
+        with popxl.name_scope("score/embedding"):
+            x = self._embeddings(b, m)
+        with popxl.name_scope("score/decoder"):
+            x = self._blocks(x, place, CachedBlock(self.config, self.cache), start)
+        with popxl.name_scope("score/lm_head"):
+            found = self._log_probs(x, ops.reshape(targets[:, :m], (b * m,)))
+            rest = np.zeros((b, targets.shape[1] - m), np.float32)
+            found = ops.concat([ops.reshape(found, (b, m)), popxl.constant(rest)], axis=1)
+            ops.host_store(self.outputs.log_probs, found)
+
+    def _log_probs(self, x: popxl.Tensor, targets: popxl.Tensor) -> popxl.Tensor:
+        """Of (n,) targets behind rows (n, h), without logits of all at once."""
+        pieces = -(-targets.nelms // ROWS_PER_SCORE)
+        sizes = [len(piece) for piece in np.array_split(np.arange(targets.nelms), pieces)]
+        heads = {
+            size: self._resized(
+                self.lm_head,
+                Scores(self.config.transformer),
+                [self._hidden(size), popxl.TensorSpec((size,), popxl.int32)],
+            )
+            for size in set(sizes)
+        }
+        parts = (ops.split(tensor, sizes, axis=0) for tensor in (x, targets))
+        found = [call_phase(heads[len(ids)], rows, ids) for rows, ids in zip(*parts, strict=True)]
+        return ops.concat(found, axis=0)
+
+    def _embeddings(self, b: int, m: int) -> popxl.Tensor:
+        """Embeddings of m slots of the first b sequences, (b·m, h)."""
+        words, source = (ops.host_load(s) for s in (self.inputs.words, self.inputs.source))
+        words = words[: min(b * m, words.shape[0])]
+        phase = self._resized(self.embedding, Embeddings(self.config.transformer), [words.spec])
+        source = ops.reshape(source[:b, :m], (b * m,))
+        kept = self.kept.load()
+        # A slot has a row in one of the two, a pad in none.
+        of_words = ops.gather(call_phase(phase, words), source - kept.shape[0], zero_OOR=True)
+        return ops.gather(kept, source, zero_OOR=True) + of_words
 
     def _blocks(
         self,
         x: popxl.Tensor,
-        start: popxl.Tensor,
         place: tuple[popxl.Tensor, popxl.Tensor, popxl.Tensor],
+        block: CachedBlock,
+        *fixed: popxl.Tensor,
     ) -> popxl.Tensor:
-        """All decoder blocks over the slots of a place, from the start on."""
+        """All decoder blocks over the slots of a place; then what else this kind of block needs."""
         b, _, m, k = place[-1].shape
-        block = CachedBlock(self.config, self.cache)
-        phase = self._resized(self.decoder, block, self._block_inputs(b, m, k))
-        return call_phase(phase, x, *place, start)
+        specs = [*self._place(b, m, k), *(tensor.spec for tensor in fixed), _number()]
+        return call_phase(self._resized(self.decoder, block, specs), x, *place, *fixed)
 
 
-# -- choices ----------------------------------------------------------------------------------
-
-
-def _is(kind: popxl.Tensor, wanted: RunKind) -> popxl.Tensor:
-    return ops.equal(kind, popxl.constant(int(wanted), popxl.int32))
-
-
-def _nothing(*inputs: popxl.Tensor) -> None:
-    """The branch of a run that skips a part without results."""
-
-
-def _first(x: popxl.Tensor, *others: popxl.Tensor) -> popxl.Tensor:
-    """The branch of a run that skips a part: its result stays what it was."""
-    return x
-
-
-def _if(
-    condition: popxl.Tensor,
-    then: Callable[..., popxl.Tensor | None],
-    otherwise: Callable[..., popxl.Tensor | None],
-    *inputs: popxl.Tensor,
-) -> tuple[popxl.Tensor, ...]:
-    """The results of one of two functions of the same inputs."""
-    ir = popxl.gcg().ir
-    yes, no = (ir.create_graph(_branch, branch, *inputs) for branch in (then, otherwise))
-    return ops.conditional(condition, yes, no, inputs, inputs)
-
-
-def _branch(
-    build: Callable[..., popxl.Tensor | None], *inputs: popxl.Tensor
-) -> popxl.Tensor | None:
-    """A graph is made of a function: this one stands for any callable."""
-    return build(*inputs)
+def _number(*shape: int) -> popxl.TensorSpec:
+    return popxl.TensorSpec(shape, popxl.int32)
 
 
 def _by_length(
-    lengths: Sequence[int],
-    branch: Branch,
-    _: popxl.Tensor,
-    slot: popxl.Tensor,
-    *inputs: popxl.Tensor,
-) -> popxl.Tensor:
-    """The branch for the least length with room for a slot, found by halving."""
-    if len(lengths) == 1:
-        return branch(lengths[0], slot, *inputs)
-    half = len(lengths) // 2
-    too_long = ops.greater(
-        ops.reshape(slot, ()), popxl.constant(lengths[half - 1] - 1, popxl.int32)
-    )
-    high, low = (partial(_by_length, part, branch) for part in (lengths[half:], lengths[:half]))
-    (y,) = _if(too_long, high, low, _, slot, *inputs)
-    return y
+    lengths: Sequence[int], build: Build, length: popxl.Tensor, start: popxl.Tensor
+) -> None:
+    """The branch for the least length with room for the run's."""
+    choose(length, [(m, partial(build, m)) for m in lengths], length, start)

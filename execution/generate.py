@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from config.config import MagmaConfig
-from execution.runs import Array, MagmaSession, Picture, Prompt, images_host, runs_of
-from utils.errors import UserError
+from execution.prompts import Array, Prompt, check_lengths, text_of, with_pictures
+from execution.runs import MagmaSession, runs_of
 from utils.sampling import Sampling, choose
 
 
@@ -70,7 +70,7 @@ def generate(
     """
     sampling.validate()
     check_lengths(config, prompts, max_out_tokens)
-    images, whole_prompts = _with_pictures(config, image, prompts)
+    images, whole_prompts = with_pictures(config, image, prompts)
     runs = runs_of(session, config, pad_id=eos_id)
     batch = _Batch(prompts, eos_id)
     generators = [np.random.default_rng([sampling.seed, row]) for row in range(config.batch)]
@@ -84,67 +84,6 @@ def generate(
         if not batch.unfinished():
             break
     return batch.results()
-
-
-def _with_pictures(
-    config: MagmaConfig, image: Array | None, prompts: Sequence[Prompt]
-) -> tuple[Array | None, list[Prompt]]:
-    """Pictures (any number, 3, y, x), and prompts that say where they are."""
-    if image is None:
-        return None, list(prompts)
-    images = images_host(config, image if image.ndim == 4 else image[None])
-    if any(isinstance(item, Picture) for prompt in prompts for item in prompt):
-        return images, list(prompts)
-    if len(images) != config.batch:
-        raise UserError(f"{len(images)} pictures for micro_batch_size {config.batch}")
-    return images, [[Picture(row), *prompt] for row, prompt in enumerate(prompts)]
-
-
-def check_lengths(config: MagmaConfig, prompts: Sequence[Prompt], max_out_tokens: int) -> None:
-    """Check that prompts and new tokens fit the configuration.
-
-    Raises:
-        UserError: wrong number of prompts, an id that the embedding lacks, no room for a prompt or
-            for the new tokens (with the number of tokens that are too many).
-    """
-    if max_out_tokens < 1:
-        raise UserError(f"max_out_tokens is {max_out_tokens}; it must be 1 or greater")
-    if len(prompts) != config.batch:
-        raise UserError(f"{len(prompts)} prompts for micro_batch_size {config.batch}")
-    rows = config.transformer.embedding.real_vocab_size
-    for prompt in prompts:
-        ids = text_of(prompt)
-        if any(not 0 <= token < rows for token in ids):
-            raise UserError(
-                f"the prompt has token id {max(ids)}, the word embedding has {rows} rows; "
-                "the tokenizer does not belong to this model"
-            )
-        room, what = _room(config, len(prompt) - len(ids))
-        if len(ids) > room:
-            raise UserError(
-                f"the prompt is {len(ids) - room} tokens too long: it has {len(ids)}, {what} "
-                f"is {room}"
-            )
-        # The last new token is chosen but never read, so it needs no position.
-        excess = len(ids) + max_out_tokens - 1 - room
-        if excess > 0:
-            raise UserError(
-                f"prompt and new tokens are {excess} tokens too long: {len(ids)} of the prompt "
-                f"and max_out_tokens {max_out_tokens} do not fit {what} {room}"
-            )
-
-
-def text_of(prompt: Prompt) -> list[int]:
-    """The ids of a prompt without its pictures."""
-    return [item for item in prompt if not isinstance(item, Picture)]
-
-
-def _room(config: MagmaConfig, pictures: int) -> tuple[int, str]:
-    """Text positions of a sequence with some pictures, and what limits them."""
-    left = config.total_tokens - pictures * config.image_tokens
-    if left >= config.text_tokens:
-        return config.text_tokens, "transformer.sequence_length"
-    return max(0, left), f"the room beside {pictures} pictures"
 
 
 class _Batch:

@@ -7,30 +7,14 @@ r replicas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from config.config import MagmaConfig
+from execution.prompts import Array, Ids, Picture, Prompt, images_host, text_of
 from utils.errors import UserError
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Where a prompt has a picture.
-
-    Attributes:
-        index: which of the pictures that come with the prompts.
-    """
-
-    index: int
-
-
-Prompt = Sequence["int | Picture"]
 
 
 class MagmaSession(Protocol):
@@ -42,51 +26,104 @@ class MagmaSession(Protocol):
 
     @property
     def outputs(self) -> Any:
-        """Stream logits of one replica."""
+        """Output streams of one replica, logits among them."""
 
     def run(self, inputs: Any) -> Any:
         """Arrays of the output streams, leading axis r where there are several replicas."""
 
 
 class Runs(Protocol):
-    """The runs that continue b prompts."""
+    """What one run after the other does with up to b prompts.
+
+    Prompts are laid out and checked here for what would not fit the session; whether new tokens fit
+    is for :func:`execution.prompts.check_lengths`. Pictures are preprocessed: (number, 3, y, x).
+    """
 
     def start(self, images: Array | None, prompts: Sequence[Prompt]) -> Array:
-        """Begins anew.
+        """Begins anew with n prompts, at most b.
 
         Args:
-            images: preprocessed pictures, (any number, 3, y, x).
-            prompts: b prompts.
+            images: the pictures that prompts name; None for none.
+            prompts: each of at least one position. Equal ones are read once where that is less
+                work.
 
         Returns:
-            [b, v] float32, the logits of the token behind each prompt.
+            [n, v] float32, the logits of the token behind each prompt.
 
         Raises:
             UserError: prompts or pictures that the scheme cannot take; raised before the first run.
         """
 
     def step(self, tokens: Sequence[int | None]) -> Array:
-        """Appends a token to each sequence; None to one that has ended.
+        """Appends a token to each of the n sequences of the last start; None to one that has ended.
 
         Returns:
-            [b, v] float32, the logits of the next token. Those of ended sequences mean nothing.
+            [n, v] float32, the logits of the next token. Those of ended sequences mean nothing.
+
+        Raises:
+            UserError: no position is left, or something else was run since the start.
+        """
+
+    def score(
+        self,
+        images: Array | None,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Ids],
+    ) -> list[Array]:
+        """Log-probabilities of given continuations of n prompts, at most b.
+
+        Equal prompts are read as in :meth:`start`; those of the last call, if they are the same
+        again, not at all.
+
+        Args:
+            images: see :meth:`start`, as for the next.
+            prompts: n prompts.
+            continuations: n lists of one or more ids.
+
+        Returns:
+            For each, [len(continuation)] float32: the logarithm of each id's probability behind the
+            prompt and the ids before it.
+
+        Raises:
+            UserError: see :meth:`start`; or the scheme has no such run.
+        """
+
+    def embed(self, images: Array | None, prompt: Prompt) -> Array:
+        """What the language model gets of a prompt.
+
+        Returns:
+            [positions, h] float32, which :class:`execution.prompts.Embedded` takes.
+
+        Raises:
+            UserError: see :meth:`score`.
         """
 
 
-def runs_of(session: MagmaSession, config: MagmaConfig, pad_id: int) -> Runs:
+_CACHED: WeakValueDictionary[int, Any] = WeakValueDictionary()
+
+
+def runs_of(session: MagmaSession, config: MagmaConfig, pad_id: int = 0) -> Runs:
     """The runs of a session of either scheme.
+
+    What the cached scheme's session holds (pictures, prompts) is known to one object only: as long
+    as someone keeps it, everyone gets this one. So the owner of a session keeps its runs as long as
+    the session, and pictures are not encoded again from call to call.
 
     Args:
         session: an entered session with its weights written.
         config: the configuration that the session was built of.
-        pad_id: id that fills unused text positions.
+        pad_id: id that fills unused text positions of the recompute scheme.
     """
     # Only the cached scheme must be told what a run is to do.
-    if hasattr(session.inputs, "kind"):
-        from execution.cached_runs import CachedRuns
+    if not hasattr(session.inputs, "kind"):
+        return RecomputeRuns(session, config, pad_id)
+    from execution.cached_runs import CachedRuns
 
-        return CachedRuns(session, config)
-    return RecomputeRuns(session, config, pad_id)
+    # The runs keep their session, so its id is no other's while they are in the table.
+    runs = _CACHED.get(id(session))
+    if runs is None:
+        runs = _CACHED[id(session)] = CachedRuns(session, config)
+    return runs
 
 
 class RecomputeRuns:
@@ -110,7 +147,7 @@ class RecomputeRuns:
             )
         self._image_host = image_host(self._config, images)
         for row, prompt in enumerate(prompts):
-            ids = [item for item in prompt if not isinstance(item, Picture)]
+            ids = text_of(prompt)
             if list(prompt) != [Picture(row), *ids]:
                 raise UserError(
                     "the recompute scheme takes prompts of one picture and then text only; use the "
@@ -127,6 +164,19 @@ class RecomputeRuns:
                 self._ids[row, self._lengths[row]] = token
                 self._lengths[row] += 1
         return self._logits()
+
+    def score(
+        self,
+        images: Array | None,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Ids],
+    ) -> list[Array]:
+        """See :class:`Runs`."""
+        raise UserError("the recompute scheme does not score; use the cached scheme")
+
+    def embed(self, images: Array | None, prompt: Prompt) -> Array:
+        """See :class:`Runs`."""
+        raise UserError("the recompute scheme gives no embeddings; use the cached scheme")
 
     def _logits(self) -> Array:
         inputs = self._session.inputs
@@ -169,14 +219,33 @@ def words_host(config: MagmaConfig, ids: Array) -> Array:
     Raises:
         UserError: such an id, and the only replica's table has no row of zeros.
     """
-    lm, replicas = config.transformer, config.tensor_parallel
+    lm = config.transformer
     rows, rows_per_shard = lm.embedding.real_vocab_size, lm.embedding_rows_per_shard
-    if replicas == 1 and rows == rows_per_shard and ids.max(initial=0) >= rows:
+    if config.tensor_parallel == 1 and rows == rows_per_shard and ids.max(initial=0) >= rows:
         raise UserError(f"token id {ids.max()} has no row in the word embedding of {rows} rows")
-    flat = np.minimum(ids, rows).astype(np.int32).reshape(-1)
-    offsets = np.arange(replicas, dtype=np.int32)[:, None] * np.int32(rows_per_shard)
-    words = flat[None] - offsets
-    return words if replicas > 1 else words[0]
+    return _counted_from(rows_per_shard, config, np.minimum(ids, rows).reshape(-1))
+
+
+def targets_host(config: MagmaConfig, ids: Array) -> Array:
+    """Ids to score as the replicas want them: counted from each replica's first column of the head.
+
+    Args:
+        config: the configuration.
+        ids: integers, of any shape.
+
+    Returns:
+        int32 (r, *shape), or (*shape) of one replica.
+    """
+    columns = config.transformer.embedding.vocab_size // config.tensor_parallel
+    return _counted_from(columns, config, ids)
+
+
+def _counted_from(per_replica: int, config: MagmaConfig, ids: Array) -> Array:
+    replicas = config.tensor_parallel
+    if replicas == 1:
+        return ids.astype(np.int32)
+    offsets = np.arange(replicas, dtype=np.int32) * np.int32(per_replica)
+    return ids.astype(np.int32) - offsets.reshape(-1, *[1] * ids.ndim)
 
 
 def image_host(config: MagmaConfig, image: Array) -> Array:
@@ -196,19 +265,6 @@ def image_host(config: MagmaConfig, image: Array) -> Array:
     if len(pictures) != config.batch:
         raise UserError(f"{len(pictures)} pictures for micro_batch_size {config.batch}")
     return on_replicas(config, pictures)
-
-
-def images_host(config: MagmaConfig, images: Array) -> Array:
-    """Pictures (any number, 3, y, x) in the encoder's precision.
-
-    Raises:
-        UserError: they have another shape.
-    """
-    side = config.visual.image_resolution
-    if images.ndim != 4 or images.shape[1:] != (3, side, side):
-        expected = (config.batch, 3, side, side)
-        raise UserError(f"expected pictures of shape {expected}, found {images.shape}")
-    return images.astype(np.dtype(str(config.visual.precision)))
 
 
 def on_replicas(config: MagmaConfig, array: Array) -> Array:

@@ -7,12 +7,16 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from config.config import MagmaConfig
 from tests.small_configs import small_config
+
+if TYPE_CHECKING:
+    from tests.reference.magma import ReferenceMagma
 
 # Before anything imports torch: tensors this small gain nothing from threads, and on a busy machine
 # threads that wait for each other make a test a hundred times slower.
@@ -60,3 +64,11 @@ def _torch_state() -> list[tuple[Callable, object]]:
 def tiny_config() -> MagmaConfig:
     """The smallest model with every part: 48 pixels, 2 blocks, float32, one replica."""
     return small_config()
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> ReferenceMagma:
+    """The model of the small sessions in PyTorch."""
+    from tests.small_sessions import SIZES, reference_model
+
+    return reference_model(tmp_path_factory.mktemp("reference"), **SIZES)

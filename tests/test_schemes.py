@@ -16,52 +16,22 @@ from config.config import MagmaConfig
 from execution.cached import RunKind
 from execution.cached_runs import CachedRuns
 from execution.generate import Generation, generate
-from execution.runs import Picture, Prompt
-from execution.weights import load_weights
+from execution.prompts import Picture, Prompt
+from execution.runs import runs_of
 from inference import inference
-from modelling.mapping import model_weights
-from tests.reference.magma import ReferenceMagma
 from tests.small_configs import PRECISIONS, TENSOR_PARALLEL, small_config
+from tests.small_sessions import SIZES, VOCABULARY, logits_of, open_session, pictures
 from tests.tolerances import BY_PRECISION, FLOAT32, assert_close, relative_error
-from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
-from utils.random_tensors import RandomTensors
 from utils.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
 NO_END = -1
 """An id that no text has, so that all of it is generated."""
 
-WEIGHTS_SEED = 5
-VOCABULARY = 106
 BATCHES = (1, 2, 3)
-# 4 image tokens, and lengths of prompts on both sides of a bucket's end.
-SIZES = {"image_resolution": 64, "text_tokens": 24}
 # Slower ways of running the same program, that leave out what the engine does to be fast.
 PLAIN_WAYS = {"POPXL_TORCH_EXECUTOR": "interpreter", "POPXL_TORCH_JOIN_SHARDS": "0"}
-
-
-def open_session(config: MagmaConfig, scheme: str) -> addons.TaskSession:
-    """A session with random weights, the same for all configurations of equal sizes."""
-    session = inference(config, scheme=scheme)
-    tensors = RandomTensors(config, WEIGHTS_SEED, str(config.transformer.precision))
-    load_weights(session, model_weights(config, tensors))
-    return session
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> ReferenceMagma:
-    """The same model in PyTorch."""
-    path = tmp_path_factory.mktemp("checkpoint") / "weights.pt"
-    config = small_config(**SIZES)
-    write_random_checkpoint(path, config, seed=WEIGHTS_SEED, dtype="float32")
-    return ReferenceMagma.from_checkpoint(path, config)
-
-
-def pictures(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Preprocessed-looking pictures: patches of colour under noise."""
-    patches = np.kron(rng.normal(size=(count, 3, 4, 4)), np.ones((16, 16)))
-    return (patches + 0.3 * rng.normal(size=patches.shape)).astype(np.float32)
 
 
 def random_prompts(rng: np.random.Generator, batch: int, longest: int) -> list[list[int]]:
@@ -158,21 +128,6 @@ def test_forced_text_has_the_references_logits(rng, reference, tensor_parallel, 
         assert_close(np.stack([step[row] for step in logits]), expected, BY_PRECISION[precision])
 
 
-def reference_logits(
-    reference: ReferenceMagma, images: np.ndarray | None, prompt: Prompt
-) -> np.ndarray:
-    """[v] behind a prompt of pictures and words in any order."""
-    pieces = []
-    for item in prompt:
-        if isinstance(item, Picture):
-            assert images is not None
-            pieces.append(reference.embed_image(torch.from_numpy(images[item.index][None])))
-        else:
-            pieces.append(reference.embed_text(torch.tensor([[item]])))
-    with torch.no_grad():
-        return reference.lm(inputs_embeds=torch.cat(pieces, dim=1)).logits[0, -1].numpy()
-
-
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_pictures_and_words_in_any_order(rng, reference, tensor_parallel):
     config = small_config(tensor_parallel, "float32", 2, **SIZES)
@@ -185,10 +140,10 @@ def test_pictures_and_words_in_any_order(rng, reference, tensor_parallel):
     with open_session(config, "cached") as session:
         results = continued(session, config, images, prompts, 2)
     for prompt, result in zip(prompts, results, strict=True):
-        expected = reference_logits(reference, images, prompt)
+        expected = logits_of(reference, images, prompt)[-1].numpy()
         assert_close(result.logits[0], expected, FLOAT32)
         longer = [*prompt, result.generated_ids[0]]
-        assert_close(result.logits[1], reference_logits(reference, images, longer), FLOAT32)
+        assert_close(result.logits[1], logits_of(reference, images, longer)[-1].numpy(), FLOAT32)
         assert result.prompt_ids == [item for item in prompt if not isinstance(item, Picture)]
 
 
@@ -200,7 +155,7 @@ def test_text_without_a_picture(rng, reference):
     for prompt, result in zip(prompts, results, strict=True):
         for step, logits in enumerate(result.logits):
             text = [*prompt, *result.generated_ids[:step]]
-            assert_close(logits, reference_logits(reference, None, text), FLOAT32)
+            assert_close(logits, logits_of(reference, None, text)[-1].numpy(), FLOAT32)
 
 
 def test_pads_are_never_attended(rng):
@@ -214,11 +169,11 @@ def test_pads_are_never_attended(rng):
 
         filling = 0
 
-        def _run(self, kind):
+        def _run(self, kind, *numbers):
             source, pads = self._host["source"], self._host["pads"]
             for row, pad in enumerate(pads):
                 source[row, :pad] = self.filling
-            return super()._run(kind)
+            return super()._run(kind, *numbers)
 
     logits = []
     with open_session(config, "cached") as session:
@@ -327,12 +282,13 @@ def test_what_does_not_fit_is_refused_before_any_run(rng, monkeypatch, prompts, 
             continued(session, config, pictures(rng, 2), prompts, count)
 
 
-def test_more_pictures_than_there_is_room_for_are_refused(rng):
+def test_pictures_that_no_prompt_names_cost_nothing(rng):
     config = small_config(2, "float32", 1, **SIZES)
+    images = pictures(rng, 20)
     with open_session(config, "cached") as session:
-        prompts = [[Picture(7), 1]]
-        with pytest.raises(UserError, match="8 pictures, but there is room for 7"):
-            continued(session, config, pictures(rng, 8), prompts, 1)
+        (result,) = continued(session, config, images, [[Picture(17), 1]], 2)
+        (alone,) = continued(session, config, images[17], [[1]], 2)
+    np.testing.assert_array_equal(result.logits, alone.logits)
 
 
 def test_the_recompute_scheme_names_what_it_cannot_do(rng):
@@ -342,6 +298,11 @@ def test_the_recompute_scheme_names_what_it_cannot_do(rng):
             continued(session, config, None, [[1]], 1)
         with pytest.raises(UserError, match="one picture and then text only"):
             continued(session, config, pictures(rng, 1), [[1, Picture(0)]], 1)
+        runs = runs_of(session, config)
+        with pytest.raises(UserError, match="does not score; use the cached scheme"):
+            runs.score(pictures(rng, 1), [[Picture(0)]], [[1]])
+        with pytest.raises(UserError, match="gives no embeddings; use the cached scheme"):
+            runs.embed(pictures(rng, 1), [Picture(0)])
 
 
 def test_options_of_sampling_build_no_graph(rng, monkeypatch):

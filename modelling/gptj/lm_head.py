@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import popxl
 import popxl_addons as addons
+from popxl import ops
 from popxl_addons.layers import LayerNorm, Linear
+from popxl_addons.ops.cross_entropy_sharded_loss import cross_entropy_sharded_loss
 
 from config.config import GPTJConfig
 from modelling.parallel import enter_sharded, shard_grouping
@@ -51,3 +53,27 @@ class LMHead(addons.Module):
             "head.weight": column_shards(weight, r),
             "head.bias": vector_shards(bias, r),
         }
+
+
+class Scores(LMHead):
+    """The head, and of its distributions the logarithm of one probability each."""
+
+    # The head of one more input.
+    def build(self, x: popxl.Tensor, targets: popxl.Tensor) -> popxl.Tensor:  # type: ignore[override]
+        """Scores one id behind every position.
+
+        Args:
+            x: (n, h), equal on all replicas.
+            targets: (n,) int32, from which each replica's first column has been subtracted: ids of
+                other replicas' columns are negative or too large.
+
+        Returns:
+            (n,) float32, equal on all replicas: log softmax(logits)[target].
+        """
+        grouping = shard_grouping(self.r)
+        group = None if grouping is None else grouping.transpose()
+        # The sum over the vocabulary is not left to half precision.
+        logits = ops.cast(super().build(x), popxl.float32)
+        return -cross_entropy_sharded_loss(
+            logits, targets, replica_grouping=group, reduction="none"
+        )
