@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
@@ -83,16 +84,14 @@ def from_mapping(kind: type, values: Any, where: str) -> Any:
     for name, value in values.items():
         if name not in names:
             raise UserError(f"{where}: unknown field '{name}'{nearest(str(name), names)}")
-        path = f"{where}: {name}"
-        if is_dataclass(types[name]):
-            arguments[name] = from_mapping(types[name], value, path)
-        else:
-            arguments[name] = _convert(types[name], value, path)
+        arguments[name] = _convert(types[name], value, f"{where}: {name}")
     return kind(**arguments)
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     """A value of YAML as the type of its field."""
+    if is_dataclass(kind):
+        return from_mapping(kind, value, where)  # type: ignore[arg-type]
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         item = get_args(kind)[0]
         return tuple(_convert(item, entry, where) for entry in value)
@@ -100,11 +99,23 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return Precision(value)
     if kind == str | None and (value is None or isinstance(value, str)):
         return adapter_mode(value)
+    if get_origin(kind) is UnionType:
+        inner = next(entry for entry in get_args(kind) if entry is not NoneType)
+        return None if value is None else _convert(inner, value, where)
+    if kind is float and isinstance(value, str):
+        value = _number(value)  # YAML takes 1e-3, which lacks a point, for text
     if kind is float and type(value) in (int, float):
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
     raise UserError(f"{where}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 class _HelpFormatter(SimpleHelpFormatter):

@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the top. Names of one row may import each other.
+# Training stands apart, beside the application: nothing of either imports the other.
+TRAINING = ("train", "training")
 LAYERS = (("run_inference", "inference"), ("execution",), ("modelling",), ("config", "utils"))
 LEVEL = {name: height for height, row in enumerate(reversed(LAYERS)) for name in row}
 
@@ -26,8 +28,8 @@ def layered_files() -> list[Path]:
     return [*programs, *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
 
 
-def imported_layers(source: str) -> set[str]:
-    """Layers that a source text imports, anywhere in it, for type checking too."""
+def imported(source: str) -> set[str]:
+    """Top-level names that a source text imports, anywhere in it, for type checking too."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -35,17 +37,32 @@ def imported_layers(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "relative imports hide the layer"
             found.add((node.module or "").split(".")[0])
-    return found & set(LEVEL)
+    return found
 
 
 def upward(layer: str, source: str) -> set[str]:
     """Layers above `layer` that a source text imports."""
-    return {name for name in imported_layers(source) if LEVEL[name] > LEVEL[layer]}
+    return {name for name in imported(source) & set(LEVEL) if LEVEL[name] > LEVEL[layer]}
 
 
 @pytest.mark.parametrize("path", layered_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path):
     assert upward(layer_of(path), path.read_text()) == set()
+
+
+def test_training_imports_neither_the_application_nor_popxl():
+    files = [ROOT / "train.py", *sorted((ROOT / "training").rglob("*.py"))]
+    foreign = {name for name in LEVEL if LEVEL[name] > LEVEL["config"]}
+    foreign |= {"popxl", "popxl_addons", "popart", "popdist", "popxl_torch", "tests"}
+    assert len(files) > 5
+    assert {str(path): imported(path.read_text()) & foreign for path in files} == {
+        str(path): set() for path in files
+    }
+
+
+@pytest.mark.parametrize("path", layered_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_application_imports_no_training(path: Path):
+    assert imported(path.read_text()) & set(TRAINING) == set()
 
 
 def test_every_layer_has_files():

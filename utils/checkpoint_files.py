@@ -251,9 +251,10 @@ def _explain_torch_error(error: Exception) -> str:
 
 
 def _state_dict(path: Path, loaded: object) -> Mapping[Any, Any]:
-    """The name-to-tensor level, with or without DeepSpeed's "module" above it."""
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("module"), Mapping):
-        loaded = loaded["module"]
+    """The name-to-tensor level, with or without DeepSpeed's or open_clip's level above it."""
+    for level in ("module", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(level), Mapping):
+            loaded = loaded[level]
     if not isinstance(loaded, Mapping):
         raise UserError(
             f"{path}: holds a {type(loaded).__name__}; expected a dict of tensors, "

@@ -1,0 +1,95 @@
+"""Trains MAGMA, or a language model on text alone: ``python train.py --config FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from simple_parsing.docstring import get_attribute_docstring
+
+from config.parsing import nearest
+from training.config import TrainConfig, read_config, read_yaml
+from utils.errors import UserError
+from utils.log import default_level, setup_logging
+from utils.program import run_program
+
+_EPILOG = """\
+The file is YAML with the same names:
+
+  model: tiny                       # a preset, or the model's fields
+  train_dataset_dir: [data/coco]    # as python -m training.convert_dataset writes it
+  adapter_config: {mlp: {adapter_type: normal, downsample_factor: 4}}
+  image_enc_lr: 2.0e-6
+  save: runs/first
+
+Run the same command again to continue after a stop. Several GPUs or machines:
+accelerate launch train.py --config FILE, or torchrun --nproc_per_node 2 train.py --config FILE.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings, a YAML file")
+    parser.add_argument("--log_level", default=default_level(), help="DEBUG, INFO, WARNING, ...")
+    group = parser.add_argument_group("settings (each overrides the file's)")
+    for entry in fields(TrainConfig):
+        text = get_attribute_docstring(TrainConfig, entry.name).docstring_below
+        if isinstance(entry.default, str | int | float) and entry.default != "":
+            text += f" (default: {entry.default})"
+        kind = str(entry.type)
+        group.add_argument(
+            f"--{entry.name}",
+            metavar="VALUE",
+            nargs="+" if "tuple" in kind else "?" if kind == "bool" else None,
+            const="true" if kind == "bool" else None,  # a name alone switches it on
+            help=text.replace("%", "%%"),
+        )
+    return parser
+
+
+def _settings(argv: Sequence[str]) -> tuple[TrainConfig, str]:
+    """The run's settings, and the level of its log."""
+    parser = _parser()
+    options, extras = parser.parse_known_args(argv)
+    if extras:
+        known = [f"--{entry.name}" for entry in fields(TrainConfig)]
+        raise UserError(f"unknown option {extras[0]}{nearest(extras[0], known)} (--help lists all)")
+    values: dict[str, Any] = {} if options.config is None else read_yaml(Path(options.config))
+    names = {entry.name for entry in fields(TrainConfig)}
+    for name, given in vars(options).items():
+        if name in names and given is not None:
+            values[name] = yaml.safe_load(given) if isinstance(given, str) else given
+    return read_config(values, options.config or "command line"), options.log_level
+
+
+def _run(argv: Sequence[str]) -> None:
+    config, level = _settings(argv)
+    setup_logging(level)
+    # Not above: it imports torch and transformers, which --help and wrong settings do not need.
+    from training.run import train
+
+    train(config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 for wrong input, 130 when interrupted."""
+    return run_program(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
