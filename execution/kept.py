@@ -19,8 +19,7 @@ class Blocks:
     def __init__(self, count: int) -> None:
         """All of them empty."""
         self._keys: list[bytes | None] = [None] * count
-        self._wanted = [0] * count
-        self._now = 0
+        self._recent = list(range(count))  # the latest wanted at the end
 
     def place(self, contents: Sequence[Array], fill: Callable[[int, Array], None]) -> list[int]:
         """Puts contents into blocks, unless they are there.
@@ -32,20 +31,25 @@ class Blocks:
         Returns:
             The block of each content.
         """
-        self._now += 1
         keys = [_key(content) for content in contents]
+        keyed = dict(zip(keys, contents, strict=True))
         # First those that are there, so that none of them gives way to another.
-        for key in keys:
+        for key in keyed:
             if key in self._keys:
-                self._wanted[self._keys.index(key)] = self._now
-        for key, content in zip(keys, contents, strict=True):
+                self._want(self._keys.index(key))
+        for key, content in keyed.items():
             if key not in self._keys:
-                block = self._wanted.index(min(self._wanted))
+                block = self._recent[0]
                 # If filling fails, nobody knows what the block has.
                 self._keys[block] = None
                 fill(block, content)
-                self._keys[block], self._wanted[block] = key, self._now
+                self._keys[block] = key
+                self._want(block)
         return [self._keys.index(key) for key in keys]
+
+    def _want(self, block: int) -> None:
+        self._recent.remove(block)
+        self._recent.append(block)
 
 
 def _key(content: Array) -> bytes:

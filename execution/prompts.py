@@ -35,7 +35,7 @@ class Embedded:
     """Where a prompt has positions whose embeddings the host gives.
 
     Attributes:
-        rows: (any number, h), floating.
+        rows: (one or more, h), floating.
     """
 
     rows: Array
@@ -201,8 +201,8 @@ def check_ids(config: MagmaConfig, ids: Sequence[int], name: str) -> None:
 
 def _check_embedded(config: MagmaConfig, item: Embedded, name: str) -> None:
     h = config.transformer.hidden_size
-    if item.rows.ndim != 2 or item.rows.shape[1] != h:
-        raise UserError(f"{name} has embeddings of shape {item.rows.shape}; expected (any, {h})")
+    if item.rows.ndim != 2 or not len(item.rows) or item.rows.shape[1] != h:
+        raise UserError(f"{name} has embeddings of shape {item.rows.shape}; expected (number, {h})")
     if not np.isfinite(item.rows).all():
         raise UserError(f"{name} has embeddings that are not finite")
 
