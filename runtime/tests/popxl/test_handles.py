@@ -225,3 +225,44 @@ def test_devices():
     assert not device.isAttached
     assert manager.tryAcquireAvailableDevice(1).isAttached
     assert not manager.createCpuDevice().isAttached
+
+
+def test_an_op_can_be_moved_to_another_graph(program: dict[str, Any]):
+    """The steps of PopART's transforms: clone, connect, set up, erase."""
+    graph, w = program["graph"]._pb_graph, program["w"]._pb_tensor
+    op = graph.getOps()[0]
+    main = program["ir"].main_graph._pb_graph
+    clone = op.cloneIntoGraph(main)
+    assert clone.getOutputTensors() == []
+    clone.connectInTensor(1, w.id)
+    assert not clone.hasInput(0)
+    clone.connectInTensor(0, w.id)
+    with pytest.raises(popart.popart_exception):
+        clone.createAndConnectOutTensor(1, "sum")
+    clone.createAndConnectOutTensor(0, "sum")
+    clone.setup()
+    made = main.getTensor(clone.outId(0))
+    assert made.info == w.info
+    assert clone in w.consumers.getOps()
+    assert w.consumers.getTotal() == 3  # the call, and both inputs of the clone
+    main.markAsOutput("sum")
+    assert main.getOutputIds() == ["sum"]
+    graph.removeOutput(0)
+    before = len(graph.getTensors())
+    graph.eraseOp(op.id)
+    assert len(graph.getTensors()) == before - 1
+    with pytest.raises(popart.popart_exception):
+        graph.getOp(op.id)
+
+
+def test_a_loop_gets_inputs_and_outputs(ir: popxl.Ir):
+    with ir.main_graph:
+        x, y = (popxl.variable(np.zeros(2, "float32"), name=name) for name in "xy")
+        graph = ir.create_graph(lambda x: x + 1.0, x)
+        loop = ops.repeat_with_info(graph, 3, x)._op
+    body = loop.getCalledGraph()
+    loop.addLoopInput(3, y.id, f"{body.id}/y", False)
+    assert loop.inTensor(3) == y._pb_tensor
+    assert body.getInputIndex(f"{body.id}/y") == 3
+    loop.addLoopOutput(1, "last_y", f"{body.id}/y", False)
+    assert loop.outTensor(1).info == y._pb_tensor.info

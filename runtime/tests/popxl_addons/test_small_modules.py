@@ -15,9 +15,8 @@ from popxl import ops
 from popxl_addons import debugging
 from popxl_addons.patterns import apply_pre_alias_patterns
 from popxl_addons.testing_utils import TensorInput, ops_of_type, run_module
-from popxl_addons.transforms import batch_serialisation, pipelining
+from popxl_addons.transforms import batch_serialisation
 from popxl_addons.transforms.batch_serialisation import BatchSerialResult, RemoteHandle
-from popxl_addons.transforms.repeat_graph import repeat_graph
 
 
 def double(x: popxl.Tensor) -> popxl.Tensor:
@@ -152,22 +151,3 @@ def test_serial_buffers(ir4: popxl.Ir):
     assert result.remap_tensors(addons.NamedTensors(w=t)).w is other
     with batch_serialisation.null_context() as value:
         assert value is None
-
-
-def test_one_repetition_is_the_graph_itself(ir: popxl.Ir):
-    assert repeat_graph(ir.main_graph, 1) is ir.main_graph
-
-
-def test_transforms_to_come_name_themselves(ir: popxl.Ir):
-    graph = ir.main_graph
-    calls: list[tuple[Any, tuple]] = [
-        (addons.batch_serialise, (graph, 2, {}, {}, {})),
-        (addons.batch_serialise_fwd_and_grad, (graph, graph, {}, 2, {}, {}, {})),
-        (addons.pipelined_execution, (4,)),
-        (pipelining.get_op_pipeline_stage, (None, {})),
-        (addons.route_tensor_into_graph, (None,)),
-        (repeat_graph, (graph, 2)),
-    ]
-    for function, arguments in calls:
-        with pytest.raises(NotImplementedError, match=function.__name__):
-            function(*arguments)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from popxl.ops.init import init_attrs
 from popxl.ops.utils import _create_op
 from popxl.tensor import Tensor
 from popxl_torch.ir import records
@@ -109,8 +110,7 @@ def differentiable_kinds() -> tuple[str, ...]:
 
 def zeros(spec: Spec, name: str = "zeros") -> Tensor:
     """A new tensor of zeros."""
-    attrs = {"shape": spec.shape, "dtype": spec.dtype, "zero": True, "meta_shape": spec.meta_shape}
-    return _create_op("Init", [], attrs, [name], specs=[spec])[0]
+    return _create_op("Init", [], init_attrs(spec, zero=True), [name])[0]
 
 
 def gradient_op(kind: str, *inputs: Tensor, **attrs: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from popxl.context import op_debug_context
+from popxl.ops.init import init_attrs
 from popxl.ops.utils import _create_op
 from popxl.streams import HostToDeviceStream
 from popxl.tensor import Tensor
@@ -16,6 +17,5 @@ def host_load(h2d_stream: HostToDeviceStream, name: str | None = None) -> Tensor
     """The next element of a stream: a tensor of the stream's shape and dtype."""
     base = name or h2d_stream.tensor_id
     spec = h2d_stream._record.spec
-    init = {"shape": spec.shape, "dtype": spec.dtype, "zero": False}
-    (target,) = _create_op("Init", [], init, [f"{base}_init"], specs=[spec])
+    (target,) = _create_op("Init", [], init_attrs(spec, zero=False), [f"{base}_init"])
     return _create_op("HostLoad", [target], {"stream": h2d_stream._record}, [f"{base}_hostload"])[0]

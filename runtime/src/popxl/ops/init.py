@@ -17,6 +17,16 @@ def _infer(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec]:
     return [Spec(attrs["shape"], attrs["dtype"], attrs["meta_shape"])]
 
 
+def init_attrs(spec: Spec, zero: bool) -> dict[str, Any]:
+    """Attributes of an op that makes a tensor of a spec."""
+    return {
+        "shape": spec.shape,
+        "dtype": spec.dtype,
+        "zero": zero,
+        "meta_shape": spec.meta_shape,
+    }
+
+
 define(OpDef("Init", _infer, moves_data=True))
 
 
@@ -42,10 +52,6 @@ def init(
     """
     if init_type not in ("zero", "undef"):
         raise ValueError(f"Unknown init_type {init_type!r}: it must be 'zero' or 'undef'.")
-    attrs = {
-        "shape": tuple(int(size) for size in shape),
-        "dtype": dtype.name,
-        "zero": init_type == "zero",
-        "meta_shape": tuple(int(size) for size in meta_shape or ()),
-    }
+    sizes, meta_sizes = (tuple(int(size) for size in s) for s in (shape, meta_shape or ()))
+    attrs = init_attrs(Spec(sizes, dtype.name, meta_sizes), init_type == "zero")
     return _create_op("Init", [], attrs, [name or "t"])[0]

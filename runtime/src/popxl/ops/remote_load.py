@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from popxl import dtypes
 from popxl.context import get_current_context, op_debug_context
+from popxl.ops.init import init_attrs
 from popxl.ops.utils import _create_op, check_in_graph
 from popxl.remote_buffer import RemoteBuffer
 from popxl.tensor import Tensor, constant
@@ -48,8 +49,7 @@ def remote_load(
     index = _offset_tensor(offset)
     base = name or f"id_{remote_buffer.remote_buffer_id}_offset_{index.name}"
     spec = remote_buffer._record.spec
-    init = {"shape": spec.shape, "dtype": spec.dtype, "zero": False}
-    (target,) = _create_op("Init", [], init, [f"{base}_remote_load"], specs=[spec])
+    (target,) = _create_op("Init", [], init_attrs(spec, zero=False), [f"{base}_remote_load"])
     attrs = {"buffer": remote_buffer._record}
     return _create_op("RemoteLoad", [target, index], attrs, [f"{base}_remote_loaded"])[0]
 

@@ -183,6 +183,10 @@ class Graph:
         """Output ``index``."""
         return Tensor(self._record.outputs[index])
 
+    def markAsOutput(self, tensor_id: str) -> None:
+        """One more output."""
+        self._record.outputs.append(_rewrite.find_value(self._record, tensor_id))
+
     def removeOutput(self, index: int) -> None:
         """Unmark output ``index``."""
         del self._record.outputs[index]
@@ -271,6 +275,10 @@ class Op:
         if value is None:
             raise IndexError(f"{self.debugName()} has no input at index {index}")
         return Tensor(value)
+
+    def outId(self, index: int) -> str:
+        """Id of output ``index``; IndexError if there is none."""
+        return self.outTensor(index).id
 
     def outTensor(self, index: int) -> Tensor:
         """Output ``index``; IndexError if there is none."""
@@ -419,6 +427,11 @@ class Tensor:
         """Remote location of a variable."""
         return LocationInfo(self._record.data)
 
+    @property
+    def consumers(self) -> Consumers:
+        """The ops of its graph that take the tensor."""
+        return Consumers(self._record)
+
     def modifiedRegionsByOps(self, ops: Iterable[Op]) -> list[Region]:
         """All of the tensor, if one of ``ops`` has it as an input that it writes in place."""
         for op in ops:
@@ -430,5 +443,20 @@ class Tensor:
     def isAliased(self) -> bool:
         """Whether an op makes an alias of the tensor, or made the tensor as one."""
         made = [] if self._record.producer is None else [self._record.producer]
-        users = [op for op in self._record.graph.ops if self._record in op.inputs]
+        users = [op._record for op in self.consumers.getOps()]
         return any(opdef(op.kind).view for op in made + users)
+
+
+class Consumers:
+    """``tensor._pb_tensor.consumers``."""
+
+    def __init__(self, record: records.Value) -> None:
+        self._record = record
+
+    def getOps(self) -> list[Op]:
+        """The ops, in order."""
+        return [Op(op) for op in self._record.graph.ops if self._record in op.inputs]
+
+    def getTotal(self) -> int:
+        """How often the tensor is an input."""
+        return sum(op.inputs.count(self._record) for op in self._record.graph.ops)

@@ -195,6 +195,28 @@ class TopoCons:
         """Drop a constraint."""
         self._graph.befores.get(after._record, set()).discard(before._record)
 
+    def transferToSubgraph(
+        self, caller: Any, replacements: Mapping[Any, Any], tied: bool = False
+    ) -> None:
+        """Order clones of ops as the ops are ordered, and their caller as they are with others.
+
+        Args:
+            caller: the op of this graph that calls the graphs of the clones.
+            replacements: op to its clone.
+            tied: no effect.
+        """
+        clones = {op._record: clone._record for op, clone in replacements.items()}
+        befores, last = self._graph.befores, dict[records.Graph, records.Op]()
+        of_caller = befores.setdefault(caller._record, set())
+        for op in [op for op in self._graph.ops if op in clones and op in befores]:
+            clone = clones[op]
+            clone.graph.befores[clone] = {last[clone.graph]} if clone.graph in last else set()
+            last[clone.graph] = clone
+            of_caller |= befores[op] - clones.keys()
+        for op, earlier in befores.items():
+            if op not in clones and op is not caller._record and earlier & clones.keys():
+                earlier.add(caller._record)
+
 
 def _ancestors(graph: records.Graph, op: records.Op) -> set[records.Op]:
     """Ops that must come before ``op``, by data or by constraints."""

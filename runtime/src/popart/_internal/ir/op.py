@@ -93,6 +93,14 @@ class _LoopOp(_CallingOp):
         """A tensor as input ``index`` of the loop, and a new input of the sub-graph for it."""
         _rewrite.add_loop_input(self._record, index, tensor_id, subgraph_tensor_id, overwrite)
 
+    def addLoopOutput(
+        self, index: int, tensor_id: str, subgraph_tensor_id: str, overwrite: bool = False
+    ) -> None:
+        """A new output ``index``, the next one: what a tensor of the sub-graph is at the end."""
+        self.createAndConnectOutTensor(index, tensor_id)
+        self.getCalledGraph().markAsOutput(subgraph_tensor_id)
+        self.setup()
+
     def getNumExplicitInputs(self) -> int:
         """Inputs that an iteration passes to the next one."""
         return len(self._record.outputs)
