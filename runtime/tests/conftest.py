@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from popxl.context import get_current_context
+
+
+@pytest.fixture(autouse=True)
+def fresh_context() -> Iterator[None]:
+    """Empties popxl's context after each test: blocks that raise leave something in it."""
+    yield
+    get_current_context()._reset()
 
 
 @pytest.fixture
