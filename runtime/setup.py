@@ -8,6 +8,7 @@ module but is loaded with ctypes; an Extension is what wheels and editable insta
 from setuptools import Extension, setup
 
 NATIVE = "src/popxl_torch/kernels/native"
+HEADERS = ("gemm_loops", "parallel", "quantised_loops")
 
 # The last one: GCC 12 finds uninitialized values in its own header of AVX-512.
 FLAGS = ("-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-Wno-maybe-uninitialized")
@@ -16,8 +17,8 @@ setup(
     ext_modules=[
         Extension(
             "popxl_torch.kernels.native._gemm",
-            sources=[f"{NATIVE}/gemm.cpp"],
-            depends=[f"{NATIVE}/gemm_loops.h"],
+            sources=[f"{NATIVE}/{name}.cpp" for name in ("gemm", "quantised")],
+            depends=[f"{NATIVE}/{name}.h" for name in HEADERS],
             language="c++",
             extra_compile_args=[*FLAGS, "-pthread"],
             extra_link_args=["-pthread"],

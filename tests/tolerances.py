@@ -14,6 +14,9 @@ FLOAT32 = 1e-4
 # float16 storage against float32 with the unrounded checkpoint: weights and activations rounded.
 FLOAT16 = 2e-2
 
+# Products with int4 codes round activations to int8, 32 at a time.
+INT4_ACTIVATIONS = 0.25
+
 # The PyTorch reference against a restatement in float64.
 REFERENCE_FLOAT32 = 1e-5
 REFERENCE_FLOAT64 = 1e-11

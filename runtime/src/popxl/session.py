@@ -211,6 +211,9 @@ class Session:
     def write_variables_data(self, tensors: dict[Variable, np.ndarray]) -> None:
         """Set values of variables. Arrays that nobody can write are adopted, others copied.
 
+        So are array-likes that name their storage in an attribute ``popxl_storage``: the engine
+        takes what is stored (see runtime/README.md).
+
         While attached, all host values are sent to the device once. (quirk) Values that a run
         changed and nobody fetched revert.
 
@@ -251,7 +254,8 @@ class Session:
         if store.memmap is not None:
             store.memmap[...] = data
         else:
-            store.host = data if _is_frozen(data) else np.array(data)
+            keep = _is_frozen(data) or hasattr(data, "popxl_storage")
+            store.host = data if keep else np.array(data)
 
     # -- runs -------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
 from popxl_torch.kernels import KernelEntry, Site, kernel_entry
+from popxl_torch.kernels.quantised import QuantisedTensor, from_storage
 from popxl_torch.kernels.storage import storage_dtype
 from popxl_torch.plan.steps import Operand, Step
 from popxl_torch.settings import Settings
@@ -66,7 +67,16 @@ class TorchBackend:
         return self.fetch(self.remote_view(array, spec))
 
     def remote_view(self, array: np.ndarray, spec: Spec) -> torch.Tensor:
-        """Remote memory is the host's: a view of the array where dtype and strides allow it."""
+        """Remote memory is the host's: a view of the array where dtype and strides allow it.
+
+        An array that names its storage stays as it is stored, if its format is known.
+        """
+        storage = getattr(array, "popxl_storage", None)
+        if storage is not None:
+            tensor = from_storage(storage, storage_dtype(spec.dtype))
+            if tensor is not None:
+                return tensor
+            array = np.asarray(array)
         if spec.dtype.startswith("float8"):
             array = np.ascontiguousarray(array).view(np.uint8)
         elif spec.dtype in _WIDER:
@@ -102,10 +112,16 @@ class TorchBackend:
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device."""
-        return tensor if self.shares_host else tensor.to(self.device)
+        if self.shares_host:
+            return tensor
+        if isinstance(tensor, QuantisedTensor):
+            return tensor.moved(self.device)
+        return tensor.to(self.device)
 
     def to_host(self, tensor: torch.Tensor, spec: Spec) -> np.ndarray:
         """Host data in the spec's dtype."""
+        if isinstance(tensor, QuantisedTensor):
+            tensor = tensor.numbers()
         array = tensor.detach().to(storage_dtype(spec.dtype)).cpu().numpy()
         if spec.dtype.startswith("float8"):
             return np.ascontiguousarray(array).view(_numpy_dtype(spec.dtype))
@@ -134,6 +150,8 @@ class TorchBackend:
 
     def is_view(self, tensor: torch.Tensor, of: torch.Tensor) -> bool:
         """Whether they have one storage."""
+        if isinstance(of, QuantisedTensor):
+            return isinstance(tensor, QuantisedTensor) and tensor.codes is of.codes
         return tensor.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
 
     def same(self, tensor: torch.Tensor, other: torch.Tensor) -> bool:
@@ -155,6 +173,8 @@ class TorchBackend:
 
     def nbytes(self, tensor: torch.Tensor) -> int:
         """Bytes of the distinct elements."""
+        if isinstance(tensor, QuantisedTensor):
+            return tensor.stored_bytes
         count = 1
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             count *= size if stride else 1
@@ -267,6 +287,8 @@ class TorchBackend:
 
 
 def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
+    if isinstance(tensor, QuantisedTensor):
+        return (*_layout(tensor.codes), *_layout(tensor.scales), tensor.shape, tensor.stride())
     return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 

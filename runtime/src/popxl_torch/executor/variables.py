@@ -20,16 +20,16 @@ def to_device_layout(data: VariableData, spec: Spec) -> np.ndarray:
     A view of the host array where groups are single replicas in order, or there is one group.
     """
     host = data.host
+    in_order = data.assignment == tuple(range(data.num_groups))
+    if data.shard_over == 1 and (data.num_groups == 1 or in_order):
+        return host
+    host = np.asarray(host)
     if data.shard_over > 1:
         groups = host if data.num_groups > 1 else host[np.newaxis]
         pieces = [_shards(group, data.shard_over) for group in groups]
         return np.stack(
             [pieces[g][rank] for g, rank in zip(data.assignment, data.ranks, strict=True)]
         )
-    if data.num_groups == 1:
-        return host
-    if data.assignment == tuple(range(data.num_groups)):
-        return host
     return host[list(data.assignment)]
 
 
@@ -58,7 +58,8 @@ def retrieved(data: VariableData, shape: tuple[int, ...]) -> np.ndarray:
     """What reading the variable returns: one slice per group, or per replica if so asked."""
     if data.retrieved is not None:
         return data.retrieved
+    host = np.asarray(data.host)
     if not data.all_replicas or data.group_size == 1 or data.shard_over > 1:
-        return data.host
-    groups = data.host if data.num_groups > 1 else data.host[np.newaxis]
+        return host
+    groups = host if data.num_groups > 1 else host[np.newaxis]
     return groups[list(data.assignment)]

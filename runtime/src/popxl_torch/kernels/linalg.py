@@ -19,6 +19,7 @@ from popxl_torch.ir.errors import popart_exception
 from popxl_torch.ir.records import Spec
 from popxl_torch.kernels.float8 import FLOAT8, scaled_product
 from popxl_torch.kernels.native import native
+from popxl_torch.kernels.quantised import QuantisedTensor, product
 from popxl_torch.kernels.registry import Site, kernel
 
 TILE_COLUMNS = 512
@@ -60,6 +61,8 @@ def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     Returns:
         (m, n); float32 on CPUs if an input is half, else torch's own dtype.
     """
+    if isinstance(w, QuantisedTensor):
+        return product(x, w, matmul_2d)
     rows = x.shape[0]
     for rule in RULES.get((w.device.type, w.dtype), ()):
         if rows <= rule.rows and rule.fits(x, w):

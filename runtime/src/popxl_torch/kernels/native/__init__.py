@@ -40,6 +40,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "scratch": (_LONG, (_INT, _LONG, _LONG, _LONG, _INT)),
     "dot": (None, (_INT, _INT, _LONG, _LONG, _LONG, *_MATRICES, _INT, _POINTER)),
     "tiles": (None, (_INT, _INT, _LONG, _LONG, _LONG, *_MATRICES, _POINTER, _INT, _POINTER)),
+    "dot8": (
+        None,
+        (_INT, *(_LONG,) * 3, *(_POINTER, _LONG) * 2, _POINTER, _POINTER, _LONG, _INT, _POINTER),
+    ),
+    "dot4": (None, (_INT, *(_LONG,) * 3, *(_POINTER, _LONG) * 4, _POINTER, _INT, _POINTER)),
+    "widen8": (None, (_INT, *(_LONG,) * 2, _POINTER, _LONG, *(_POINTER,) * 2, _INT, _POINTER)),
+    "widen4": (None, (_INT, *(_LONG,) * 2, *(_POINTER, _LONG) * 2, _POINTER, _INT, _POINTER)),
 }
 
 
@@ -93,10 +100,13 @@ class Native:
         return (self.index, brain, m, n, k, *rows)
 
 
+def threads_for(products: int) -> int:
+    """Threads for so many products."""
+    return 1 if products < SERIAL_BELOW else torch.get_num_threads()
+
+
 def _threads(x: torch.Tensor, w: torch.Tensor) -> int:
-    if x.shape[0] * w.numel() < SERIAL_BELOW:
-        return 1
-    return torch.get_num_threads()
+    return threads_for(x.shape[0] * w.numel())
 
 
 @cache

@@ -8,30 +8,20 @@
 // The loops are in gemm_loops.h, which is included once per instruction set with the few operations
 // that it is written in. A new set (NEON, say) is one more block of those operations below and one
 // row of SETS.
-//
-// Threads are torch's own. A second pool beside it would fight for the cores: OpenMP's workers keep
-// spinning for about a millisecond after each of torch's loops, which is as long as a product here
-// takes. So the caller hands over the entry point GOMP_parallel of the OpenMP library that torch
-// has loaded (LLVM's and Intel's have it too), and the same workers serve both. Without one,
-// threads are started for the one call.
 
-#include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <utility>
 
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
-#define POPXL_X86 1
+#include "parallel.h"
+
+#ifdef POPXL_X86
 #include <immintrin.h>
 #endif
 
 namespace {
 
-using std::int64_t;
 using std::uint16_t;
-using Fork = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 struct Half {};   // float16
 struct Brain {};  // bfloat16
@@ -52,46 +42,6 @@ struct Problem {
 constexpr int64_t CHUNK_ROWS = 768;  // rows of x that the scratch memory holds at once
 constexpr int64_t INNER = 256;       // length of the sums between two visits of y
 constexpr int64_t COLUMNS = 256;     // rows of w (columns of y) per task at most
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-
-// work(task, worker) for every task; workers take the next task when they are done with one.
-template <class Work>
-void parallel(const Problem& p, int64_t tasks, const Work& work) {
-  struct Shared {
-    std::atomic<int64_t> task{0}, worker{0};
-    int64_t tasks;
-    const Work* work;
-    void run() {
-      const int64_t self = worker.fetch_add(1);
-      for (int64_t i; (i = task.fetch_add(1)) < tasks;) (*work)(i, self);
-    }
-  } shared;
-  shared.tasks = tasks;
-  shared.work = &work;
-  const int threads = static_cast<int>(least(p.threads, tasks));
-  if (threads <= 1) {
-    shared.run();
-  } else if (p.fork) {
-    p.fork([](void* data) { static_cast<Shared*>(data)->run(); }, &shared, threads, 0);
-  } else {
-    constexpr int MOST = 64;
-    std::thread others[MOST];
-    int started = 0;
-    try {
-      while (started < threads - 1 && started < MOST) {
-        others[started] = std::thread([&shared] { shared.run(); });
-        ++started;
-      }
-    } catch (const std::system_error&) {
-      // The system gives no more threads: those there are share the tasks.
-    }
-    shared.run();
-    for (int i = 0; i < started; ++i) others[i].join();
-  }
-}
 
 #ifdef POPXL_X86
 

@@ -1,0 +1,223 @@
+// Matrix products with quantised weights: y[m, n] = x[m, k] * w[n, k]^T, x and y float32.
+//
+// int8: a code in [-127, 127] for each weight, a float32 scale for each row of w. Codes are widened
+// in registers; products and sums are float32.
+//
+// int4: groups of 32 neighbours of a row share a float16 scale. A group is 16 bytes: byte i holds
+// element i in its low half and element i + 16 in its high one, each the code plus 8. x is rounded
+// to int8 with one scale for the same 32 elements, so that the sums of a group are exact integers.
+//
+// Rows of w may be any distance apart, so that shards of a mapped file are read where they are. A
+// plain C interface, called through ctypes; nothing here allocates. Threads are as in gemm.cpp.
+
+#include <cmath>
+#include <cstring>
+
+#include "parallel.h"
+
+#ifdef POPXL_X86
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using std::int8_t;
+using std::uint16_t;
+using std::uint8_t;
+
+constexpr int64_t GROUP = 32;     // elements that share a scale
+constexpr int64_t MOST_ROWS = 6;  // rows of x per pass over a piece of w
+constexpr int64_t PIECE = 24;     // rows of w per task
+
+struct Rows8 {
+  int64_t m, n, k;
+  const float* x;
+  int64_t x_row;  // elements from one row to the next, as below
+  const int8_t* codes;
+  int64_t codes_row;
+  const float* scales;
+  float* y;
+  int64_t y_row;
+  Team team;
+};
+
+struct Rows4 {
+  int64_t m, n, k;
+  const int8_t* x;       // (m, k), rounded
+  const float* x_scale;  // (m, k / GROUP)
+  const float* x_shift;  // (m, k / GROUP): 8 times the sum of a group of x, with its scale
+  const uint8_t* codes;
+  int64_t codes_row;  // bytes
+  const uint16_t* scales;
+  int64_t scales_row;
+  float* y;
+  int64_t y_row;
+  Team team;
+};
+
+// Rows of x in groups of at most MOST_ROWS, over tasks of PIECE rows of w that stay in a cache.
+template <class Problem, class Function>
+void by_pieces(const Problem& p, const Function* by_rows) {
+  const int64_t groups = parts(p.m, MOST_ROWS);
+  parallel(p.team, parts(p.n, PIECE), [&](int64_t task, int64_t) {
+    const int64_t column = task * PIECE, end = least(p.n, column + PIECE);
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t row = g * p.m / groups, rows = (g + 1) * p.m / groups - row;
+      by_rows[rows - 1](p, row, column, end);
+    }
+  });
+}
+
+// x (m, k) to int8 with a scale for each group.
+void round_rows(int64_t m, int64_t k, const float* x, int64_t x_row, int8_t* out, float* scale,
+                float* shift) {
+  for (int64_t r = 0; r < m; ++r)
+    for (int64_t g = 0; g < k / GROUP; ++g) {
+      const float* from = x + r * x_row + g * GROUP;
+      int8_t* to = out + r * k + g * GROUP;
+      float largest = 0;
+      for (int i = 0; i < GROUP; ++i) largest = std::fmax(largest, std::fabs(from[i]));
+      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+      int sum = 0;
+      for (int i = 0; i < GROUP; ++i) {
+        const int code = static_cast<int>(std::nearbyint(from[i] * inverse));
+        to[i] = static_cast<int8_t>(code);
+        sum += code;
+      }
+      const float s = largest / 127.0f;
+      scale[r * (k / GROUP) + g] = s;
+      shift[r * (k / GROUP) + g] = 8.0f * s * static_cast<float>(sum);
+    }
+}
+
+#ifdef POPXL_X86
+
+namespace avx2 {
+#define POPXL_SIMD __attribute__((target("avx2,fma,f16c"), always_inline)) inline
+#define POPXL_ENTRY __attribute__((target("avx2,fma,f16c")))
+using Vector = __m256;
+constexpr int LANES = 8;
+POPXL_SIMD Vector zero() { return _mm256_setzero_ps(); }
+POPXL_SIMD Vector load(const float* p) { return _mm256_loadu_ps(p); }
+POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+POPXL_SIMD Vector load_codes(const int8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+POPXL_SIMD float total8(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+POPXL_SIMD float total(Vector v) { return total8(v); }
+POPXL_SIMD __m256i dot_bytes(__m256i codes, __m256i x) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1));
+}
+#include "quantised_loops.h"
+#undef POPXL_SIMD
+#undef POPXL_ENTRY
+}  // namespace avx2
+
+namespace avx512 {
+#define POPXL_TARGET target("avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")
+#define POPXL_SIMD __attribute__((POPXL_TARGET, always_inline)) inline
+#define POPXL_ENTRY __attribute__((POPXL_TARGET))
+using Vector = __m512;
+constexpr int LANES = 16;
+POPXL_SIMD Vector zero() { return _mm512_setzero_ps(); }
+POPXL_SIMD Vector load(const float* p) { return _mm512_loadu_ps(p); }
+POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+POPXL_SIMD Vector load_codes(const int8_t* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+POPXL_SIMD float total8(__m256 v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+POPXL_SIMD float total(Vector v) {
+  return total8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
+POPXL_SIMD __m256i dot_bytes(__m256i codes, __m256i x) {
+  return _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x);
+}
+#include "quantised_loops.h"
+#undef POPXL_SIMD
+#undef POPXL_ENTRY
+}  // namespace avx512
+
+#endif  // POPXL_X86
+
+struct Set {
+  void (*dot8)(const Rows8&);
+  void (*dot4)(const Rows4&);
+  void (*widen8)(int64_t n, int64_t k, const int8_t* codes, int64_t codes_row, const float* scales,
+                 uint16_t* out, Team team);
+  void (*widen4)(int64_t n, int64_t k, const uint8_t* codes, int64_t codes_row,
+                 const uint16_t* scales, int64_t scales_row, uint16_t* out, Team team);
+};
+
+#ifdef POPXL_X86
+
+const Set AVX512{avx512::dot8, avx512::dot4, avx512::widen8, avx512::widen4};
+const Set AVX2{avx2::dot8, avx2::dot4, avx2::widen8, avx2::widen4};
+
+// By the numbers of gemm.cpp. Its AVX-512 lacks one extension that is used here.
+const Set& set_of(int i) {
+  static const bool vnni = __builtin_cpu_supports("avx512vnni");
+  return i == 0 && vnni ? AVX512 : AVX2;
+}
+
+#else
+
+const Set& set_of(int) {
+  static const Set NONE{};
+  return NONE;
+}
+
+#endif
+
+}  // namespace
+
+#define POPXL_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// y = x * w^T for few rows of x, w of int8. A row of y does not depend on how many there are.
+POPXL_EXPORT void popxl_native_dot8(int set, int64_t m, int64_t n, int64_t k, const float* x,
+                                       int64_t x_row, const int8_t* codes, int64_t codes_row,
+                                       const float* scales, float* y, int64_t y_row, int threads,
+                                       Fork fork) {
+  set_of(set).dot8(Rows8{m, n, k, x, x_row, codes, codes_row, scales, y, y_row, {threads, fork}});
+}
+
+// The same, w of int4 and k a multiple of 32. scratch: m * k bytes and then, at a multiple of 4, 2 *
+// m * k / 32 floats.
+POPXL_EXPORT void popxl_native_dot4(int set, int64_t m, int64_t n, int64_t k, const float* x,
+                                       int64_t x_row, const uint8_t* codes, int64_t codes_row,
+                                       const uint16_t* scales, int64_t scales_row, float* y,
+                                       int64_t y_row, void* scratch, int threads, Fork fork) {
+  auto* rounded = static_cast<int8_t*>(scratch);
+  auto* x_scale = reinterpret_cast<float*>(rounded + m * k);
+  float* x_shift = x_scale + m * (k / GROUP);
+  round_rows(m, k, x, x_row, rounded, x_scale, x_shift);
+  set_of(set).dot4(Rows4{m, n, k, rounded, x_scale, x_shift, codes, codes_row, scales, scales_row, y,
+                       y_row, {threads, fork}});
+}
+
+// Rows of int8 weights as float16, (n, k) contiguous.
+POPXL_EXPORT void popxl_native_widen8(int set, int64_t n, int64_t k, const int8_t* codes,
+                                         int64_t codes_row, const float* scales, uint16_t* out,
+                                         int threads, Fork fork) {
+  set_of(set).widen8(n, k, codes, codes_row, scales, out, {threads, fork});
+}
+
+// Rows of int4 weights as float16, (n, k) contiguous.
+POPXL_EXPORT void popxl_native_widen4(int set, int64_t n, int64_t k, const uint8_t* codes,
+                                         int64_t codes_row, const uint16_t* scales,
+                                         int64_t scales_row, uint16_t* out, int threads,
+                                         Fork fork) {
+  set_of(set).widen4(n, k, codes, codes_row, scales, scales_row, out, {threads, fork});
+}
+}

@@ -1,0 +1,197 @@
+// The loops of quantised.cpp for one instruction set. Included inside a namespace that has defined
+// POPXL_SIMD, POPXL_ENTRY, Vector, LANES and the operations on vectors.
+
+// ---- int8 -----------------------------------------------------------------------------------
+
+// R rows of x with C rows of w: one vector of sums per pair, in an order that neither changes.
+template <int R, int C>
+POPXL_ENTRY void dot8_block(const Rows8& p, int64_t row, int64_t column) {
+  const float* x = p.x + row * p.x_row;
+  const int8_t* w = p.codes + column * p.codes_row;
+  Vector sum[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sum[r][c] = zero();
+  const int64_t whole = p.k - p.k % LANES;
+  for (int64_t j = 0; j < whole; j += LANES) {
+    Vector wide[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const int8_t* at = w + c * p.codes_row + j;
+      wide[c] = load_codes(at);
+      __builtin_prefetch(at + C * p.codes_row, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vector v = load(x + r * p.x_row + j);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) sum[r][c] = multiply_add(v, wide[c], sum[r][c]);
+    }
+  }
+  for (int c = 0; c < C; ++c)
+    for (int r = 0; r < R; ++r) {
+      float end = 0;
+      for (int64_t j = whole; j < p.k; ++j)
+        end += x[r * p.x_row + j] * static_cast<float>(w[c * p.codes_row + j]);
+      p.y[(row + r) * p.y_row + column + c] =
+          p.scales[column + c] * (total(sum[r][c]) + end);
+    }
+}
+
+template <int R>
+POPXL_ENTRY void dot8_rows(const Rows8& p, int64_t row, int64_t column, int64_t end) {
+  constexpr int C = R <= 2 ? 4 : 2;
+  for (; column + C <= end; column += C) dot8_block<R, C>(p, row, column);
+  for (; column < end; ++column) dot8_block<R, 1>(p, row, column);
+}
+
+void dot8(const Rows8& p) {
+  using Function = void (*)(const Rows8&, int64_t, int64_t, int64_t);
+  static constexpr Function BY_ROWS[MOST_ROWS] = {dot8_rows<1>, dot8_rows<2>, dot8_rows<3>,
+                                                  dot8_rows<4>, dot8_rows<5>, dot8_rows<6>};
+  by_pieces(p, BY_ROWS);
+}
+
+// ---- int4 -----------------------------------------------------------------------------------
+
+// The 32 codes of a group, each plus 8, in the order of the elements.
+POPXL_SIMD __m256i load_nibbles(const uint8_t* p) {
+  const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i spread = _mm256_inserti128_si256(_mm256_castsi128_si256(both),
+                                                 _mm_srli_epi16(both, 4), 1);
+  return _mm256_and_si256(spread, _mm256_set1_epi8(15));
+}
+
+// The scales of eight groups of a row of w, or of those that are left, then zeros.
+POPXL_SIMD __m256 load_scales(const uint16_t* p, int64_t left) {
+  if (left >= 8) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  alignas(16) uint16_t end[8] = {};
+  std::memcpy(end, p, left * sizeof(uint16_t));
+  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(end)));
+}
+
+POPXL_SIMD __m256 load_left(const float* p, int64_t left) {
+  if (left >= 8) return _mm256_loadu_ps(p);
+  alignas(32) float end[8] = {};
+  std::memcpy(end, p, left * sizeof(float));
+  return _mm256_load_ps(end);
+}
+
+// R rows of x with C rows of w, eight groups at a time: their scales are multiplied together.
+template <int R, int C>
+POPXL_ENTRY void dot4_block(const Rows4& p, int64_t row, int64_t column) {
+  const int64_t groups = p.k / GROUP;
+  const uint8_t* w = p.codes + column * p.codes_row;
+  __m256 sum[R][C], shift[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sum[r][c] = shift[r][c] = _mm256_setzero_ps();
+  for (int64_t first = 0; first < groups; first += 8) {
+    const int64_t left = groups - first;
+    alignas(32) float scale[R][C][8];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const __m256 own = load_scales(p.scales + (column + c) * p.scales_row + first, left);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const int64_t at = (row + r) * groups + first;
+        _mm256_store_ps(scale[r][c], _mm256_mul_ps(own, load_left(p.x_scale + at, left)));
+        shift[r][c] = _mm256_fmadd_ps(own, load_left(p.x_shift + at, left), shift[r][c]);
+      }
+    }
+    for (int g = 0; g < least(left, 8); ++g) {
+      __m256i codes[C];
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) {
+        const uint8_t* at = w + c * p.codes_row + (first + g) * (GROUP / 2);
+        codes[c] = load_nibbles(at);
+        __builtin_prefetch(at + C * p.codes_row, 0, 2);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const int8_t* x = p.x + (row + r) * p.k + (first + g) * GROUP;
+        const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c)
+          sum[r][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot_bytes(codes[c], v)),
+                                      _mm256_broadcast_ss(&scale[r][c][g]), sum[r][c]);
+      }
+    }
+  }
+  for (int c = 0; c < C; ++c)
+    for (int r = 0; r < R; ++r)
+      p.y[(row + r) * p.y_row + column + c] = total8(_mm256_sub_ps(sum[r][c], shift[r][c]));
+}
+
+template <int R>
+POPXL_ENTRY void dot4_rows(const Rows4& p, int64_t row, int64_t column, int64_t end) {
+  constexpr int C = R == 1 ? 4 : 2;
+  for (; column + C <= end; column += C) dot4_block<R, C>(p, row, column);
+  for (; column < end; ++column) dot4_block<R, 1>(p, row, column);
+}
+
+void dot4(const Rows4& p) {
+  using Function = void (*)(const Rows4&, int64_t, int64_t, int64_t);
+  static constexpr Function BY_ROWS[MOST_ROWS] = {dot4_rows<1>, dot4_rows<2>, dot4_rows<3>,
+                                                  dot4_rows<4>, dot4_rows<5>, dot4_rows<6>};
+  by_pieces(p, BY_ROWS);
+}
+
+// ---- as float16 -----------------------------------------------------------------------------
+
+POPXL_SIMD void store_half(uint16_t* out, __m256 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+POPXL_SIMD __m256 eight_codes(__m128i bytes) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+
+POPXL_ENTRY void widen8_row(int64_t k, const int8_t* codes, float scale, uint16_t* out) {
+  const __m256 s = _mm256_set1_ps(scale);
+  int64_t j = 0;
+  for (; j + 8 <= k; j += 8) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + j));
+    store_half(out + j, _mm256_mul_ps(eight_codes(bytes), s));
+  }
+  if (const int64_t rest = k - j) {
+    alignas(16) int8_t end[16] = {};
+    uint16_t wide[8];
+    std::memcpy(end, codes + j, rest);
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(end));
+    store_half(wide, _mm256_mul_ps(eight_codes(bytes), s));
+    std::memcpy(out + j, wide, rest * sizeof(uint16_t));
+  }
+}
+
+void widen8(int64_t n, int64_t k, const int8_t* codes, int64_t codes_row, const float* scales,
+            uint16_t* out, Team team) {
+  parallel(team, parts(n, PIECE), [&](int64_t task, int64_t) {
+    for (int64_t row = task * PIECE; row < least(n, (task + 1) * PIECE); ++row)
+      widen8_row(k, codes + row * codes_row, scales[row], out + row * k);
+  });
+}
+
+POPXL_ENTRY void widen4_row(int64_t k, const uint8_t* codes, const uint16_t* scales,
+                            uint16_t* out) {
+  for (int64_t g = 0; g < k / GROUP; ++g) {
+    const __m256i all = _mm256_sub_epi8(load_nibbles(codes + g * (GROUP / 2)), _mm256_set1_epi8(8));
+    const __m256 s = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scales[g])));
+    const __m128i half[2] = {_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)};
+    for (int i = 0; i < 2; ++i) {
+      uint16_t* to = out + g * GROUP + i * 16;
+      store_half(to, _mm256_mul_ps(eight_codes(half[i]), s));
+      store_half(to + 8, _mm256_mul_ps(eight_codes(_mm_srli_si128(half[i], 8)), s));
+    }
+  }
+}
+
+void widen4(int64_t n, int64_t k, const uint8_t* codes, int64_t codes_row, const uint16_t* scales,
+            int64_t scales_row, uint16_t* out, Team team) {
+  parallel(team, parts(n, PIECE), [&](int64_t task, int64_t) {
+    for (int64_t row = task * PIECE; row < least(n, (task + 1) * PIECE); ++row)
+      widen4_row(k, codes + row * codes_row, scales + row * scales_row, out + row * k);
+  });
+}

@@ -1,0 +1,232 @@
+"""Matrices kept as codes and scales, and products with them.
+
+A :class:`QuantisedTensor` is a tensor to all kernels: shape, strides and dtype are those of the
+float matrix that it stands for, views of it are made as of any tensor, and whatever has no better
+way gets its numbers, rounded to float16. Products read the codes themselves.
+
+The formats are those that a host array names in ``popxl_storage``:
+
+- ``int8``: codes (n, k) int8, scales (n,) float32;
+- ``int4``: codes (n, k / 2) uint8, scales (n, k / 32) float16. The 32 elements of a group are 16
+  bytes: byte i holds element i in its low half and element i + 16 in its high one, each plus 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from popxl_torch.kernels.native import native
+from popxl_torch.kernels.native.quantised import dot, widened
+
+GROUP = 32
+"""Elements that share a scale in int4."""
+
+DOT_ROWS = 24
+"""Rows of x up to which sums along the rows of codes are taken; above, codes are widened in
+tiles."""
+
+TILE_ROWS = 1024
+"""Rows of codes that are widened at once."""
+
+_ATEN = torch.ops.aten
+_VIEWS = frozenset(
+    {
+        _ATEN.alias.default,
+        _ATEN.as_strided.default,
+        _ATEN.detach.default,
+        _ATEN.expand.default,
+        _ATEN.permute.default,
+        _ATEN.select.int,
+        _ATEN.slice.Tensor,
+        _ATEN.squeeze.dim,
+        _ATEN.t.default,
+        _ATEN.transpose.int,
+        _ATEN.unsqueeze.default,
+        _ATEN.view.default,
+    }
+)
+
+
+class QuantisedTensor(torch.Tensor):
+    """A view of a quantised matrix (n, k).
+
+    Attributes:
+        codes: of the whole matrix, its rows contiguous.
+        scales: likewise.
+        format: "int8" or "int4".
+        geometry: a tensor without memory that has the shape, strides and offset of the view, over
+            n·k elements row by row.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    format: str
+    geometry: torch.Tensor
+
+    @staticmethod
+    def __new__(
+        cls, codes: torch.Tensor, scales: torch.Tensor, format: str, geometry: torch.Tensor
+    ) -> QuantisedTensor:
+        """As the attributes."""
+        self: QuantisedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            geometry.shape,
+            strides=geometry.stride(),
+            storage_offset=geometry.storage_offset(),
+            dtype=geometry.dtype,
+            device=codes.device,
+        )
+        self.codes, self.scales, self.format, self.geometry = codes, scales, format, geometry
+        return self
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        """Format and shape."""
+        return f"QuantisedTensor({self.format}, {tuple(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Views are views; anything else sees the numbers."""
+        kwargs = kwargs or {}
+        first = args[0] if args else None
+        if func in _VIEWS and isinstance(first, QuantisedTensor):
+            # A view of a tensor of no inference mode, which all are, must not be of one either.
+            with torch.inference_mode(False):
+                return first.seen_as(func(first.geometry, *args[1:], **kwargs))
+        args, kwargs = torch.utils._pytree.tree_map_only(
+            QuantisedTensor, QuantisedTensor.numbers, (args, kwargs)
+        )
+        return func(*args, **kwargs)
+
+    def seen_as(self, geometry: torch.Tensor) -> QuantisedTensor:
+        """Another view of the same matrix."""
+        return QuantisedTensor(self.codes, self.scales, self.format, geometry)
+
+    def moved(self, device: torch.device) -> QuantisedTensor:
+        """Its codes and scales on another device."""
+        codes, scales = self.codes.to(device), self.scales.to(device)
+        return QuantisedTensor(codes, scales, self.format, self.geometry)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of codes and scales that the view covers."""
+        g = self.geometry
+        count = 1
+        for size, stride in zip(g.shape, g.stride(), strict=True):
+            count *= size if stride else 1
+        n, k = self.codes.shape[0], _inner(self.codes, self.format)
+        whole = self.codes.nbytes + self.scales.nbytes
+        return whole * count // (n * k)
+
+    def numbers(self) -> torch.Tensor:
+        """The view's numbers, float16 or the dtype that it stands for."""
+        g = self.geometry
+        whole = _dequantised(self.codes, self.scales, self.format).to(g.dtype)
+        return whole.as_strided(g.shape, g.stride(), g.storage_offset())
+
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Codes and scales of a view (k', n') that is a block of rows and columns, transposed.
+
+        Returns:
+            As for a whole matrix, (n', k'); None for other views.
+        """
+        g = self.geometry
+        k = _inner(self.codes, self.format)
+        if g.dim() != 2 or g.stride(0) != 1 or g.stride(1) != k:
+            return None
+        row, column = divmod(g.storage_offset(), k)
+        inner, outer = g.shape
+        rows = slice(row, row + outer)
+        if self.format == "int8":
+            return self.codes[rows, column : column + inner], self.scales[rows]
+        if column % GROUP or inner % GROUP:
+            return None
+        end = column + inner
+        codes = self.codes[rows, column // 2 : end // 2]
+        return codes, self.scales[rows, column // GROUP : end // GROUP]
+
+
+def from_storage(storage: Mapping[str, Any], dtype: torch.dtype) -> QuantisedTensor | None:
+    """The tensor of a host array that names its storage in ``popxl_storage``.
+
+    Args:
+        storage: "format", "codes" and "scales" (arrays), "cut" ("", "columns" or "rows") and
+            "shards": the array is the matrix (n, k), or its shards (r, k, n/r) or (r, k/r, n).
+        dtype: of the numbers it stands for.
+
+    Returns:
+        None for a format that is not known here.
+    """
+    format, r = storage["format"], storage["shards"]
+    if format not in ("int8", "int4"):
+        return None
+    codes, scales = (torch.from_numpy(np.asarray(storage[key])) for key in ("codes", "scales"))
+    n, k = codes.shape[0], _inner(codes, format)
+    geometry = torch.empty((n, k), dtype=dtype, device="meta")
+    if storage["cut"] == "columns":
+        geometry = geometry.view(r, n // r, k).transpose(1, 2)
+    elif storage["cut"] == "rows":
+        geometry = geometry.view(n, r, k // r).permute(1, 2, 0)
+    if storage["cut"] and r == 1:
+        geometry = geometry[0]
+    return QuantisedTensor(codes, scales, format, geometry)
+
+
+def _inner(codes: torch.Tensor, format: str) -> int:
+    return int(codes.shape[1]) * (2 if format == "int4" else 1)
+
+
+def _dequantised(codes: torch.Tensor, scales: torch.Tensor, format: str) -> torch.Tensor:
+    """(n, k) float32."""
+    if format == "int8":
+        return codes.float() * scales[:, None]
+    groups = codes.reshape(*scales.shape, GROUP // 2)
+    values = torch.cat([groups & 15, groups >> 4], dim=-1).float() - 8
+    return (values * scales[..., None].float()).reshape(codes.shape[0], -1)
+
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def product(x: torch.Tensor, w: QuantisedTensor, multiply: Product) -> torch.Tensor:
+    """``x @ w``.
+
+    Args:
+        x: (m, k).
+        w: (k, n).
+        multiply: the product with a half-precision matrix.
+
+    Returns:
+        (m, n); float32 on CPUs.
+    """
+    block = w.rows()
+    if block is None:
+        return multiply(x, w.numbers())
+    codes, scales = block
+    library = native() if x.device.type == "cpu" else None
+    if library is not None and x.shape[0] <= DOT_ROWS:
+        x = x.float()
+        x = x if x.stride(1) == 1 else x.contiguous()
+        return dot(library, x, codes, scales)
+    return _by_tiles(x, codes, scales, w.format, multiply)
+
+
+def _by_tiles(
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, format: str, multiply: Product
+) -> torch.Tensor:
+    """Widens some rows of codes at a time, which the caches still hold when they are multiplied."""
+    library = native() if x.device.type == "cpu" else None
+    parts = []
+    for start in range(0, len(codes), TILE_ROWS):
+        rows = slice(start, start + TILE_ROWS)
+        if library is not None:
+            tile = widened(library, codes[rows], scales[rows])
+        else:
+            tile = _dequantised(codes[rows], scales[rows], format).half()
+        parts.append(multiply(x, tile.t()))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
