@@ -72,7 +72,7 @@ class QuantisedTensor(torch.Tensor):
         cls, codes: torch.Tensor, scales: torch.Tensor, format: str, geometry: torch.Tensor
     ) -> QuantisedTensor:
         """As the attributes."""
-        self: QuantisedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        self: QuantisedTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             geometry.shape,
             strides=geometry.stride(),
@@ -83,12 +83,12 @@ class QuantisedTensor(torch.Tensor):
         self.codes, self.scales, self.format, self.geometry = codes, scales, format, geometry
         return self
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:
         """Format and shape."""
         return f"QuantisedTensor({self.format}, {tuple(self.shape)})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Views are views; anything else sees the numbers."""
@@ -118,7 +118,7 @@ class QuantisedTensor(torch.Tensor):
         g = self.geometry
         count = 1
         for size, stride in zip(g.shape, g.stride(), strict=True):
-            count *= size if stride else 1
+            count *= int(size) if stride else 1
         n, k = self.codes.shape[0], _inner(self.codes, self.format)
         whole = self.codes.nbytes + self.scales.nbytes
         return whole * count // (n * k)
