@@ -83,7 +83,7 @@ class QuantisedTensor(torch.Tensor):
         self.codes, self.scales, self.format, self.geometry = codes, scales, format, geometry
         return self
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Format and shape."""
         return f"QuantisedTensor({self.format}, {tuple(self.shape)})"
 
@@ -139,7 +139,7 @@ class QuantisedTensor(torch.Tensor):
         k = _inner(self.codes, self.format)
         if g.dim() != 2 or g.stride(0) != 1 or g.stride(1) != k:
             return None
-        row, column = divmod(g.storage_offset(), k)
+        row, column = divmod(int(g.storage_offset()), k)
         inner, outer = g.shape
         rows = slice(row, row + outer)
         if self.format == "int8":
