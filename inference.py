@@ -16,24 +16,19 @@ import popxl_addons as addons
 
 from config.config import MagmaConfig
 from config.parsing import parse_config
-from execution.cached import build_cached_program
-from execution.program import build_program
 from execution.runs import image_host, words_host
+from execution.sessions import build_session
 from execution.weights import load_weights
 from modelling.clip_resnet.resnet import convolution_flops
 from modelling.mapping import model_weights
 from modelling.shards import Arrays
 from utils.checkpoint import open_checkpoint
-from utils.errors import UserError
 from utils.files import require_writable
 from utils.program import run_program
 from utils.random_tensors import RandomTensors
 
 DEFAULT_PRESET = "magma_v1_1024"
 TIMED_RUNS = 5
-
-SCHEMES = {"cached": build_cached_program, "recompute": build_program}
-"""How tokens are computed, by name."""
 
 
 def inference(
@@ -44,7 +39,7 @@ def inference(
     Args:
         config: Read, never written to.
         trace: File for the time and bytes of each phase, written after every run.
-        scheme: One of SCHEMES. "recompute": a run computes the logits of all positions, from the
+        scheme: "recompute": a run computes the logits of all positions, from the
             inputs ``words`` and ``image``; see :func:`execution.program.build_program`. "cached":
             a run encodes pictures, reads prompts or adds a token to each; see
             :func:`execution.cached.build_cached_program`.
@@ -55,19 +50,7 @@ def inference(
     Raises:
         UserError: The configuration does not fit together, or there is no such scheme.
     """
-    config.validate()
-    check_scheme(scheme)
-    return SCHEMES[scheme](config, trace)
-
-
-def check_scheme(scheme: str) -> None:
-    """Check that there is a scheme of this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if scheme not in SCHEMES:
-        raise UserError(f"unknown scheme {scheme!r}; there are {' and '.join(sorted(SCHEMES))}")
+    return build_session(config, scheme, trace)
 
 
 def random_inputs(session: addons.TaskSession, config: MagmaConfig) -> dict:

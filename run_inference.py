@@ -10,45 +10,31 @@ A notebook uses the two functions::
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from config.config import MagmaConfig
 from config.parsing import load_preset, parse_config
-from execution.generate import Generation, check_lengths, generate
+from execution.command import Printer, add_options, asked_prompts, dump, generation_options
+from execution.magma import RANDOM_PRESET, Magma, checkpoint_of
+from execution.options import Options, resolve
+from execution.prompts import check_length
 from execution.report import phase_table
-from execution.weights import load_weights
-from inference import SCHEMES, check_scheme, inference
-from modelling.mapping import model_weights
-from utils.checkpoint import Checkpoint, open_checkpoint
-from utils.checkpoint_sources import RELEASE_PRESET, published_checkpoint, random_checkpoint
-from utils.errors import UserError
-from utils.files import atomic_file, require_writable
-from utils.images import load_image, preprocess
-from utils.log import check_level, default_level, set_seeds, setup_logging
+from utils.checkpoint_sources import RELEASE_PRESET
+from utils.files import require_writable
+from utils.log import check_level, set_seeds, setup_logging
 from utils.program import run_program
-from utils.sampling import Sampling
-from utils.tokenizer import tokenizer_for
 
 if TYPE_CHECKING:
     from popxl_addons import TaskSession
-    from simple_parsing import ArgumentParser
     from transformers import GPT2Tokenizer
 
-DEMO_PRESET = "tiny"
-DEMO_IMAGE = Path(__file__).resolve().parent / "examples" / "lake_cabin.jpg"
-DEFAULT_PROMPT = "A picture of"
 DEFAULT_SCHEME = "cached"
 
 _log = logging.getLogger("run_inference")
@@ -72,10 +58,18 @@ examples:
       a sampled caption; another seed gives another one
   python run_inference.py --config tiny --transformer.layers 4 --heads 4 --visual.layers 1 1 1 1
       any field of the config by its dotted name, or its bare one where that is unambiguous
+  python run_inference.py --image a.jpg --prompt "A picture of" --prompt "Q: Where is this? A:"
+      both prompts about one picture; several --image and --prompt are paired in order, one --prompt
+      goes with every --image
+  python run_inference.py --image a.jpg --image b.jpg --prompt "{image} A dog. {image} A"
+      pictures where the prompt says so, in order
+  python run_inference.py --no_image --prompt "The capital of France is"
+      text alone
   python run_inference.py --temperature 0 --dump_logits logits.npy --dump_tokens tokens.json
       what the text was made of, as files
 
 A prompt should not end with a space. APP_LOG_LEVEL is the default of --log_level.
+Text appears as it is made; Ctrl-C keeps it, writes the files and ends with status 130.
 Wrong input ends with one line "error: ..." and status 2.
 """
 
@@ -101,9 +95,9 @@ def init_inference_session(
         UserError: unknown preset or scheme, no or wrong checkpoint, no tokenizer.
     """
     config = load_preset(key)
-    check_scheme(scheme)
-    checkpoint, tokenizer = _prepare(config, key, checkpoint_path)
-    return _open_session(config, checkpoint, scheme), config, tokenizer
+    path = None if checkpoint_path is None else Path(checkpoint_path)
+    magma = Magma.of_config(config, path or checkpoint_of(key, config), scheme=scheme)
+    return magma.open_session(), config, magma.tokenizer
 
 
 def run_inference(
@@ -138,203 +132,64 @@ def run_inference(
     Raises:
         UserError: a value out of its range, no picture, or a prompt that does not fit.
     """
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    sampling.validate()
     set_seeds(seed)
-    prompt_ids = encode_prompt(tokenizer, text_prompt)
-    check_lengths(config, [prompt_ids] * config.batch, max_out_tokens)
-    image = _load_picture(config, image_url)
-    results = _generate(session, config, tokenizer, image, prompt_ids, sampling, max_out_tokens)
-    return decode(tokenizer, results[0])
-
-
-def encode_prompt(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
-    """The ids of a prompt, nothing added.
-
-    Raises:
-        UserError: the text is not valid Unicode.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not valid text: {error.reason}; use UTF-8") from error
-    # The tokenizer would warn about lengths that check_lengths refuses in its own words.
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-
-def decode(tokenizer: GPT2Tokenizer, result: Generation) -> str:
-    """The text of a result's new ids, special tokens left out."""
-    return str(tokenizer.decode(result.generated_ids, skip_special_tokens=True))
-
-
-def _load_picture(config: MagmaConfig, source: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
-    """One picture, repeated for every sequence of the batch: (b, 3, y, x)."""
-    image = preprocess(load_image(source), config.visual.image_resolution)
-    return np.broadcast_to(image, (config.batch, *image.shape[1:]))
-
-
-def _generate(
-    session: TaskSession,
-    config: MagmaConfig,
-    tokenizer: GPT2Tokenizer,
-    image: npt.NDArray[np.float32],
-    prompt_ids: list[int],
-    sampling: Sampling,
-    max_out_tokens: int,
-) -> list[Generation]:
     # The session stays attached outside of this block too: init_inference_session entered it.
     with session:
-        return generate(
-            session,
-            config,
-            image,
-            [prompt_ids] * config.batch,
-            sampling,
-            max_out_tokens,
-            eos_id=tokenizer.eos_token_id,
+        answers = Magma.of_session(session, config, tokenizer).generate(
+            image_url,
+            text_prompt,
+            seed=seed,
+            top_p=top_p,
+            top_k=top_k,
+            temperature=temperature,
+            max_new_tokens=max_out_tokens,
         )
-
-
-def _prepare(
-    config: MagmaConfig, preset: str, checkpoint_path: str | os.PathLike[str] | None
-) -> tuple[Checkpoint, GPT2Tokenizer]:
-    """Open and check what a session needs, before the work of building it."""
-    if checkpoint_path is not None:
-        path = Path(checkpoint_path)
-    elif preset == DEMO_PRESET:
-        path = random_checkpoint(config)
-    else:
-        path = published_checkpoint(config)
-    checkpoint = open_checkpoint(path, config)
-    return checkpoint, tokenizer_for(path, config.transformer.embedding.real_vocab_size)
-
-
-def _open_session(
-    config: MagmaConfig, checkpoint: Checkpoint, scheme: str, trace: Path | None = None
-) -> TaskSession:
-    session = inference(config, trace, scheme)
-    load_weights(session, model_weights(config, checkpoint))
-    session.__enter__()
-    return session
-
-
-def _add_options(parser: ArgumentParser) -> None:
-    answer = parser.add_argument_group("what to answer")
-    answer.add_argument(
-        "--checkpoint",
-        metavar="PATH",
-        help="weights: .pt or .safetensors file, index or folder (default: the published file, "
-        "downloaded; random weights for config tiny)",
-    )
-    answer.add_argument(
-        "--image", metavar="PATH_OR_URL", default=str(DEMO_IMAGE), help="picture, local or http(s)"
-    )
-    answer.add_argument("--prompt", metavar="TEXT", default=DEFAULT_PROMPT, help="text to continue")
-    answer.add_argument(
-        "--scheme",
-        choices=sorted(SCHEMES),
-        default=DEFAULT_SCHEME,
-        help="cached keeps keys and values, recompute runs everything again for every token",
-    )
-    answer.add_argument(
-        "--num_samples",
-        type=int,
-        metavar="N",
-        help="answers to draw for the picture and the prompt (default: micro_batch_size)",
-    )
-    _add_sampling_options(parser)
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--dump_logits",
-        metavar="FILE.npy",
-        help="write the next-token logits of every step, float32 [new tokens, vocab_size]",
-    )
-    output.add_argument(
-        "--dump_tokens", metavar="FILE.json", help="write prompt_ids and generated_ids"
-    )
-    output.add_argument(
-        "--log_level",
-        metavar="LEVEL",
-        default=default_level(),
-        help="DEBUG, INFO, WARNING, ERROR or CRITICAL",
-    )
-
-
-def _add_sampling_options(parser: ArgumentParser) -> None:
-    choice = parser.add_argument_group("how tokens are chosen (with --seed below)")
-    choice.add_argument(
-        "--temperature", type=float, default=0.7, help="0: most probable token; larger: more random"
-    )
-    choice.add_argument(
-        "--top_k", type=int, default=0, help="draw among the k most probable tokens; 0: all"
-    )
-    choice.add_argument(
-        "--top_p",
-        type=float,
-        default=0.9,
-        help="draw among the most probable tokens that reach this probability together",
-    )
-    choice.add_argument("--max_out_tokens", type=int, default=6, help="new tokens at most")
+    return answers[0].text
 
 
 def _default_preset(argv: Sequence[str]) -> str:
     with_checkpoint = any(word.split("=", 1)[0] == "--checkpoint" for word in argv)
-    return RELEASE_PRESET if with_checkpoint else DEMO_PRESET
-
-
-def _with_batch(config: MagmaConfig, samples: int) -> MagmaConfig:
-    """The configuration for so many sequences at a time."""
-    if samples < 1:
-        raise UserError(f"num_samples is {samples}; it must be 1 or greater")
-    config = deepcopy(config)
-    config.visual.execution.micro_batch_size = samples
-    config.transformer.execution.micro_batch_size = samples
-    return config
-
-
-def _dump(options: Namespace, result: Generation) -> None:
-    if options.dump_logits is not None:
-        with atomic_file(options.dump_logits, result.logits.nbytes) as file:
-            np.save(file, result.logits)
-    if options.dump_tokens is not None:
-        ids = {"prompt_ids": result.prompt_ids, "generated_ids": result.generated_ids}
-        with atomic_file(options.dump_tokens) as file:
-            file.write((json.dumps(ids) + "\n").encode())
+    return RELEASE_PRESET if with_checkpoint else RANDOM_PRESET
 
 
 def _run(argv: Sequence[str]) -> None:
     config, options = parse_config(
-        argv, _default_preset(argv), _add_options, _DESCRIPTION, _EXAMPLES
+        argv, _default_preset(argv), add_options, _DESCRIPTION, _EXAMPLES
     )
-    if options.num_samples is not None:
-        config = _with_batch(config, options.num_samples)
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, config.seed)
-    sampling.validate()
+    how = generation_options(options, config.batch, config.seed)
+    resolve(how, None, config.seed)
     setup_logging(check_level(options.log_level))
     for path in (options.dump_logits, options.dump_tokens):
         if path is not None:
             require_writable(path)
-    check_lengths(config, [[]] * config.batch, options.max_out_tokens)
-    image = _load_picture(config, options.image)
-    checkpoint, tokenizer = _prepare(config, options.config, options.checkpoint)
-    prompt_ids = encode_prompt(tokenizer, options.prompt)
-    check_lengths(config, [prompt_ids] * config.batch, options.max_out_tokens)
-    _log.info("process %d, config %s: %s", os.getpid(), options.config, config.as_dict())
-    if options.checkpoint is None and options.config == DEMO_PRESET:
-        _log.info("random weights (%s): the text means nothing", checkpoint.path)
+    check_length(config, [], options.max_out_tokens, f"{options.max_out_tokens} new ones")
+    prompts = asked_prompts(options)
+    checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
-        trace = Path(folder) / "trace.json"
-        session = _open_session(config, checkpoint, options.scheme, trace)
-        results = _generate(
-            session, config, tokenizer, image, prompt_ids, sampling, options.max_out_tokens
+        magma = Magma.of_config(
+            config,
+            checkpoint or checkpoint_of(options.config, config),
+            scheme=options.scheme,
+            trace=Path(folder),
         )
-        table = phase_table(trace)
-    # Printed first: a file that cannot be written must not cost the answer.
-    print(f"prompt:    {options.prompt}")
-    for result in results:
-        print(f"generated: {decode(tokenizer, result)}")
-    print(f"\n{table}")
-    _dump(options, results[0])
+        with magma:
+            _answer(magma, prompts, how, options, Path(folder))
+
+
+def _answer(magma: Magma, prompts: list, how: Options, options: Namespace, folder: Path) -> None:
+    labels, pieces = zip(*prompts, strict=True)
+    stream = magma.stream(prompts=list(pieces), skip_bad=options.skip_bad, **how)
+    config = magma.config.as_dict()
+    _log.info("process %d, config %s: %s", os.getpid(), options.config, config)
+    if options.checkpoint is None and options.config == RANDOM_PRESET:
+        _log.info("random weights: the text means nothing")
+    try:
+        # Printed first: a file that cannot be written must not cost the answer.
+        Printer(labels, stream, options.logprobs is not None).run()
+    finally:
+        for trace in sorted(folder.glob("*.json")) or [None]:
+            print(f"\n{phase_table(trace)}")
+        dump(options, stream.answers, magma.config.transformer.embedding.vocab_size)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -67,7 +67,9 @@ class RunKind(IntEnum):
     """One prompt, whose keys and values several sequences get; the logits behind it."""
 
 
-def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addons.TaskSession:
+def build_cached_program(
+    config: MagmaConfig, trace: Path | None = None, device: str | None = None
+) -> addons.TaskSession:
     """Builds the cached scheme of a configuration and compiles it.
 
     Every run needs every stream; what its kind has no use for is ignored. The inputs are
@@ -93,6 +95,7 @@ def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addo
     Args:
         config: A validated configuration.
         trace: See :func:`execution.program.build_program`.
+        device: See :func:`execution.program.build_program`.
 
     Returns:
         A session with these inputs, the outputs ``logits`` (b, v/r), ``log_probs`` (b, w) float32
@@ -102,7 +105,7 @@ def build_cached_program(config: MagmaConfig, trace: Path | None = None) -> addo
     Raises:
         UserError: A distributed launch has another number of replicas than the configuration.
     """
-    ir = create_ir(config, trace)
+    ir = create_ir(config, trace, device)
     with ir.main_graph, popxl.in_sequence():
         program = _CachedProgram(config)
         variables: dict[str | int, popxl.Tensor] = {}

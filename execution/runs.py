@@ -136,16 +136,22 @@ class RecomputeRuns:
         # No output that is read depends on the padding; it only must be a row of the embedding.
         pad_id = min(pad_id, config.transformer.embedding.real_vocab_size - 1)
         self._ids = np.full((config.batch, config.text_tokens), pad_id, dtype=np.int32)
-        self._lengths = [0] * config.batch
+        self._lengths: list[int] = []
 
     def start(self, images: Array | None, prompts: Sequence[Prompt]) -> Array:
         """See :class:`Runs`. Each prompt is its own picture and then text."""
-        if images is None or len(images) != self._config.batch:
+        batch = self._config.batch
+        if not 1 <= len(prompts) <= batch:
+            raise UserError(f"{len(prompts)} prompts for a session of micro_batch_size {batch}")
+        if images is None or len(images) != len(prompts):
             raise UserError(
-                f"the recompute scheme needs {self._config.batch} pictures, one before each text, "
+                f"the recompute scheme needs {len(prompts)} pictures, one before each text, "
                 f"not {0 if images is None else len(images)}; use the cached scheme"
             )
-        self._image_host = image_host(self._config, images)
+        # What runs beside the prompts is never read.
+        rows = [*range(len(prompts)), *[0] * (batch - len(prompts))]
+        self._image_host = image_host(self._config, images[rows])
+        self._lengths = [0] * len(prompts)
         for row, prompt in enumerate(prompts):
             ids = text_of(prompt)
             if list(prompt) != [Picture(row), *ids]:

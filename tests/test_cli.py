@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 import run_inference
 from config.config import MagmaConfig
 from config.parsing import load_preset
+from execution import sessions
 from utils.checkpoint import write_random_checkpoint
 from utils.errors import UserError
 from utils.tokenizer import SMALL_TOKENIZER, load_tokenizer
@@ -65,18 +67,17 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch, _cache: None) -> list[Any]:
-    """The arguments of every session that would be opened; it answers with " a b" and ends."""
+    """The arguments of every session that would be built; it answers with " a b" and ends."""
     calls: list[Any] = []
     tokenizer = load_tokenizer(SMALL_TOKENIZER)
     tokens = [*tokenizer.encode(" a b"), tokenizer.eos_token_id]
 
-    def open_session(
-        config: MagmaConfig, checkpoint: object, scheme: str, trace: object = None
-    ) -> FakeSession:
-        calls.append((config, checkpoint, scheme))
+    def build_session(config: MagmaConfig, scheme: str, trace: Path, device: object) -> FakeSession:
+        calls.append((config, scheme))
         return FakeSession(config, tokens)
 
-    monkeypatch.setattr(run_inference, "_open_session", open_session)
+    monkeypatch.setattr(sessions, "build_session", build_session)
+    monkeypatch.setattr(sessions, "load_weights", lambda session, weights: None)
     return calls
 
 
@@ -101,10 +102,7 @@ def test_prints_prompt_text_and_phases(
     assert lines[0] == "prompt:    A picture of"
     assert lines[1] == "generated:  a b"
     assert "no trace" in lines[3]
-    config, checkpoint, scheme = opened[0]
-    assert config == load_preset("tiny")
-    assert scheme == "cached"
-    assert checkpoint.path.parent.name == "cache"
+    assert opened == [(load_preset("tiny"), "cached")]
 
 
 def test_dumps(picture: Path, opened: list[Any], tmp_path: Path) -> None:
@@ -151,8 +149,8 @@ _BAD = {
     "top_p above": (["--top_p", "1.5"], ["top_p is 1.5", "0..1"]),
     "top_p below": (["--top_p", "-0.5"], ["top_p is -0.5"]),
     "top_k": (["--top_k", "-2"], ["top_k is -2"]),
-    "no token": (["--max_out_tokens", "0"], ["max_out_tokens is 0"]),
-    "no sample": (["--num_samples", "0"], ["num_samples is 0"]),
+    "no token": (["--max_out_tokens", "0"], ["0 new tokens"]),
+    "no sample": (["--num_samples", "0"], ["number of samples is 0"]),
     "no scheme": (["--scheme", "cash"], ["scheme", "'cash'", "cached"]),
     "too many tokens": (["--max_out_tokens", "100"], ["too long", "sequence_length 64"]),
     "long prompt": (["--prompt", "{" * 70], ["6 tokens too long", "has 70", "is 64"]),
@@ -162,6 +160,17 @@ _BAD = {
     "missing checkpoint": (["--config", "tiny", "--checkpoint", "nowhere.pt"], ["nowhere.pt"]),
     "dump into nowhere": (["--dump_logits", "no/such/logits.npy"], ["no/such"]),
     "dump onto a folder": (["--dump_tokens", "/"], ["folder"]),
+    "no such stop token": (["--stop_token", "600"], ["unknown stop token 600", "0..511"]),
+    "no such mode": (["--top_p_mode", "big"], ["'big'", "nucleus"]),
+    "more to come than may": (["--min_out_tokens", "7"], ["at least 7", "0..6"]),
+    "empty stop string": (["--stop", ""], ["stop string is empty"]),
+    "picture and none": (["--no_image"], ["--no_image and --image"]),
+    "counts": (
+        ["--image", "P", "--prompt", "a", "--prompt", "b", "--prompt", "c"],
+        ["2 --image", "3 --prompt"],
+    ),
+    "placeholders": (["--prompt", "{image} and {image}"], ["{image} 2 times", "1 --image"]),
+    "second picture": (["--image", "P", "--image", "nowhere.png"], ["--image 2", "nowhere.png"]),
     "stray word": (["picture.png"], ["'picture.png'"]),
     "other sizes than the published": (
         ["--config", "magma_v1_500", "--transformer.layers", "2"],
@@ -175,8 +184,8 @@ def test_bad_input_is_one_line(
     case: str, picture: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv, facts = _BAD[case]
-    image = [] if "--image" in argv else ["--image", str(picture)]
-    line = _error([*image, *argv], capsys)
+    image = [] if argv[:1] == ["--image"] and argv[1] != "P" else ["--image", str(picture)]
+    line = _error([*image, *(str(picture) if word == "P" else word for word in argv)], capsys)
     for fact in facts:
         assert fact in line
     assert not opened, "wrong input must be found before a session is built"
@@ -226,7 +235,7 @@ def test_interruption_ends_quietly(
     def interrupt(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_inference, "generate", interrupt)
+    monkeypatch.setattr(run_inference, "asked_prompts", interrupt)
     argv = ["--image", str(picture), "--log_level", "WARNING"]
     assert run_inference.main(argv) == 130
     captured = capsys.readouterr()
@@ -280,6 +289,8 @@ def test_help_teaches() -> None:
         "num_samples",
         "scheme",
         "log_level",
+        *("no_image", "skip_bad", "top_p_mode", "repetition_penalty", "min_out_tokens"),
+        *("stop", "stop_token", "logprobs"),
         "dump_logits",
         "dump_tokens",
         "heads",
@@ -328,6 +339,114 @@ def test_the_whole_program(picture: Path, tmp_path: Path, scheme: str) -> None:
         assert [phase, str(runs)] in phases
     tokens = json.loads(files["tokens.json"].read_text())
     assert np.load(files["logits.npy"]).shape == (len(tokens["generated_ids"]), 512)
+
+
+def _outputs(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines before the table of a run with the tiny model."""
+    assert run_inference.main([*argv, "--log_level", "ERROR"]) == 0
+    return capsys.readouterr().out.split("\n\n")[0].splitlines()
+
+
+@pytest.mark.usefixtures("_cache")
+@pytest.mark.parametrize(
+    ("argv", "prompts"),
+    [
+        (["--image", "P", "--prompt", "a", "--prompt", "b"], ["a", "b"]),
+        (["--image", "P", "--image", "P", "--prompt", "a"], ["a", "a"]),
+        (["--image", "P", "--image", "P", "--prompt", "a", "--prompt", "b"], ["a", "b"]),
+        (["--no_image", "--prompt", "a", "--prompt", "b"], ["a", "b"]),
+        (
+            ["--image", "P", "--image", "P", "--prompt", "x {image} y {image}", "--prompt", "b"],
+            ["x {image} y {image}", "b"],
+        ),
+    ],
+)
+def test_pictures_and_prompts(
+    argv: list[str], prompts: list[str], picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [str(picture) if word == "P" else word for word in argv]
+    lines = _outputs([*argv, "--temperature", "0"], capsys)
+    assert lines[::2] == [f"prompt:    {prompt}" for prompt in prompts]
+    assert all(line.startswith("generated: ") for line in lines[1::2])
+
+
+@pytest.mark.usefixtures("_cache")
+def test_pictures_stand_where_the_prompt_says(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (50, 50), (200, 30, 30)).save(other)
+    texts = []
+    for first, second in ((picture, other), (other, picture)):
+        images = ["--image", str(first), "--image", str(second), "--temperature", "0"]
+        texts.append(_outputs([*images, "--prompt", "a {image} b {image} c"], capsys)[1])
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.usefixtures("_cache")
+def test_bad_pictures_can_be_skipped(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = ["--image", str(picture), "--image", "nowhere.png", "--image", str(picture)]
+    lines = _outputs([*images, "--skip_bad", "--temperature", "0"], capsys)
+    assert lines[3].startswith("skipped:   picture of prompt 1: nowhere.png")
+    assert lines[1] == lines[5]
+    assert lines[1].startswith("generated: ")
+
+
+@pytest.mark.usefixtures("_cache")
+def test_stop_strings_and_log_probabilities(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--image", str(picture), "--temperature", "0", "--max_out_tokens", "12"]
+    whole = _outputs(argv, capsys)[1]
+    stop = whole[-4:-2]
+    lines = _outputs([*argv, "--stop", stop, "--logprobs", "3"], capsys)
+    assert lines[1] == whole[: whole.index(stop)]
+    assert 1 <= len(lines) - 2 < 12
+    for line in lines[2:]:
+        # The most probable token is the one chosen, so its logarithm stands twice.
+        assert line.count(line.split()[0]) == 2
+
+
+def test_answers_are_printed_in_order_as_they_come(
+    picture: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--image", str(picture), "--prompt", "a", "--prompt", "b", "--num_samples", "2"]
+    lines = _outputs([*argv, "--temperature", "0"], capsys)
+    answers = ["generated:  a b"] * 2
+    assert lines == ["prompt:    a", *answers, "prompt:    b", *answers]
+
+
+def test_an_interrupted_run_keeps_its_text(picture: Path, tmp_path: Path) -> None:
+    """In a process of its own, interrupted when text begins to appear."""
+    files = {name: tmp_path / name for name in ("logits.npy", "tokens.json")}
+    argv = ["--image", str(picture), "--prompt", "A", "--log_level", "WARNING"]
+    argv += ["--sequence_length", "1000", "--max_out_tokens", "900", "--min_out_tokens", "900"]
+    argv += ["--dump_logits", str(files["logits.npy"]), "--dump_tokens", str(files["tokens.json"])]
+    with subprocess.Popen(
+        [sys.executable, "run_inference.py", *argv],
+        cwd=ROOT,
+        env=os.environ | {"DATASETS_DIR": str(tmp_path), "PYTHONIOENCODING": "utf-8:replace"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdout is not None
+        begin = b""
+        while len(begin) < len("prompt:    A\ngenerated: ") + 10:
+            begin += process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == b""
+    assert b"decode/decoder" in rest
+    tokens = json.loads(files["tokens.json"].read_text())
+    assert 0 < len(tokens["generated_ids"]) < 900
+    assert np.load(files["logits.npy"]).shape == (len(tokens["generated_ids"]), 512)
+    text = load_tokenizer(SMALL_TOKENIZER).decode(tokens["generated_ids"])
+    printed = (begin + rest).decode().split("generated: ")[1].split("\n\nphase")[0]
+    # What was chosen last may be half a character, which is not shown yet.
+    assert text.startswith(printed)
+    assert len(text) - len(printed) <= 1
 
 
 @pytest.mark.usefixtures("_cache")

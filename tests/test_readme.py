@@ -21,6 +21,8 @@ BENCHES = sorted(
     for path in (ROOT / folder.replace(".", "/")).glob("bench_*.py")
 )
 
+PROGRAM_SOURCES = ("run_inference.py", "execution/command.py", "config/parsing.py")
+
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"""(?:src|href)=["']([^"']+)["']""")
 MAKE = re.compile(r"\bmake ([a-z]+(?: [a-z]+)*)\b")
@@ -97,7 +99,7 @@ def test_readme_names_the_two_commands():
 
 
 def test_readme_uses_options_that_exist():
-    sources = [(ROOT / name).read_text() for name in ("run_inference.py", "config/parsing.py")]
+    sources = [(ROOT / name).read_text() for name in PROGRAM_SOURCES]
     assert unknown_options((ROOT / "README.md").read_text(), "\n".join(sources)) == set()
 
 

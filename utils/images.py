@@ -37,6 +37,25 @@ _FORMATS = (
 )
 
 
+class ImageInput:
+    """A picture in a prompt: marks a path or an address as one, beside text.
+
+    It is read when it is used, so that a list may hold ones that cannot be read.
+    """
+
+    def __init__(self, path_or_url: str | os.PathLike[str]) -> None:
+        """Keeps the name only."""
+        self.source = os.fspath(path_or_url)
+
+    def __repr__(self) -> str:
+        """The call that makes it."""
+        return f"ImageInput({self.source!r})"
+
+    def load(self) -> Image.Image:
+        """The picture; see :func:`load_image`."""
+        return load_image(self.source)
+
+
 def load_image(source: str | os.PathLike[str], friendly: bool = False) -> Image.Image:
     """A picture from a file or an http or https address, fully decoded.
 

@@ -1,14 +1,17 @@
 """The choice of the next token: pure functions of float32 logits, last axis the vocabulary.
 
-Order: temperature 0 takes the largest logit and nothing else applies; otherwise the top-k filter,
-the top-p filter, softmax of logits / temperature, and one draw. The filters see the logits as they
-are: temperature acts after them.
+Order: first the adjustments (repetition penalty, forbidden tokens, logits processors). Then
+temperature 0 takes the largest logit and nothing else applies; otherwise the top-k filter, the
+top-p filter, softmax of logits / temperature, and one draw. The filters see the adjusted logits as
+they are: temperature acts after them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,9 @@ import numpy.typing as npt
 from utils.errors import UserError
 
 Logits = npt.NDArray[np.float32]
+
+Processor = Callable[[Any, Any], Any]
+"""A logits processor of transformers: ids (1, n) and logits (1, v), torch tensors, to logits."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,20 @@ class Sampling:
         top_k: draw among the k most probable tokens, a whole number; 0 for all.
         top_p: draw among the smallest set of tokens whose probability reaches p; 1 for all.
         seed: the same seed gives the same draws.
+        top_p_mode: a name of TOP_P_FILTERS. "nucleus" is what top_p says; "magma" is the filter of
+            the original MAGMA, which hardly filters.
+        repetition_penalty: logits of tokens that the text has are divided by it where positive and
+            multiplied by it where negative; 1 for none.
+        processors: applied to the logits in this order, before the filters.
     """
 
     temperature: float = 0.7
     top_k: float = 0
     top_p: float = 0.9
     seed: int = 42
+    top_p_mode: str = "nucleus"
+    repetition_penalty: float = 1.0
+    processors: tuple[Processor, ...] = ()
 
     def validate(self) -> None:
         """Check the ranges.
@@ -49,6 +63,13 @@ class Sampling:
             raise UserError(f"top_k is {self.top_k}; it must be a whole number, 0 or greater")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must lie in 0..{2**32 - 1}")
+        if self.top_p_mode not in TOP_P_FILTERS:
+            known = " or ".join(TOP_P_FILTERS)
+            raise UserError(f"top_p_mode is {self.top_p_mode!r}; it must be {known}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be greater than 0"
+            )
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -56,6 +77,84 @@ def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     wide = logits.astype(np.float64)
     exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Natural logarithms of the probabilities of logits [..., v], in float64."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def most_probable(log_probs: npt.NDArray[np.floating], count: int) -> list[tuple[int, float]]:
+    """The ids [v] with the largest log-probabilities and those, in descending order."""
+    count = min(count, len(log_probs))
+    if count < 1:
+        return []
+    largest = np.argpartition(-log_probs, count - 1)[:count]
+    return [(int(token), float(log_probs[token])) for token in largest[_order(log_probs[largest])]]
+
+
+def _order(values: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    return np.argsort(-values, axis=-1, kind="stable")
+
+
+def repetition_penalty(logits: Logits, ids: Sequence[int], penalty: float) -> Logits:
+    """Makes the tokens of a text less probable (penalty > 1) or more (penalty < 1).
+
+    Args:
+        logits: [v].
+        ids: the text. Ids without a logit are passed over.
+        penalty: Keskar et al. 2019, section 4.1, as transformers applies it: positive logits are
+            divided by it, negative ones multiplied by it.
+    """
+    if penalty == 1:
+        return logits
+    seen = np.array([token for token in set(ids) if token < len(logits)], np.int64)
+    penalised, factor = logits.copy(), np.float32(penalty)
+    values = logits[seen]
+    penalised[seen] = np.where(values < 0, values * factor, values / factor)
+    return penalised
+
+
+def adjust(
+    logits: Logits, sampling: Sampling, ids: Sequence[int], forbidden: Collection[int] = ()
+) -> Logits:
+    """What comes before the choice: repetition penalty, forbidden tokens, processors.
+
+    Args:
+        logits: [v], as the model gives them.
+        sampling: how to choose.
+        ids: the text so far, prompt included and pictures left out.
+        forbidden: ids that must not be chosen now.
+
+    Returns:
+        [v].
+
+    Raises:
+        UserError: no token is left to choose.
+    """
+    adjusted = repetition_penalty(logits, ids, sampling.repetition_penalty)
+    if forbidden:
+        adjusted = adjusted.copy()
+        adjusted[[token for token in forbidden if token < len(adjusted)]] = -np.inf
+    if sampling.processors:
+        adjusted = _processed(adjusted, sampling.processors, ids)
+    if adjusted is not logits and not np.isnan(logits).any() and adjusted.max() == -np.inf:
+        raise UserError("the logits processors leave no token to choose; leave some of them out")
+    return adjusted
+
+
+def _processed(logits: Logits, processors: Sequence[Processor], ids: Sequence[int]) -> Logits:
+    import torch
+
+    # A processor may write to what it is given.
+    scores = torch.tensor(logits[None])
+    text = torch.tensor([list(ids)], dtype=torch.int64)
+    with torch.no_grad():
+        for processor in processors:
+            scores = processor(text, scores)
+    return scores[0].float().numpy()
 
 
 def top_k_filter(logits: Logits, k: int) -> Logits:
@@ -78,10 +177,34 @@ def top_p_filter(logits: Logits, p: float) -> Logits:
     """
     if p >= 1:
         return logits
-    order = np.argsort(-logits, axis=-1, kind="stable")
+    return _filtered_by_rank(logits, lambda before: before < p)
+
+
+def magma_top_p_filter(logits: Logits, p: float) -> Logits:
+    """The filter that the original MAGMA calls top-p, for comparisons with it.
+
+    It keeps the most probable token and, of the others, those before which there is at least
+    1 - p: so it removes tokens near the top and keeps all improbable ones. p = 0 keeps everything.
+    """
+    if p <= 0:
+        return logits
+    return _filtered_by_rank(logits, lambda before: before >= 1 - p)
+
+
+TOP_P_FILTERS: dict[str, Callable[[Logits, float], Logits]] = {
+    "nucleus": top_p_filter,
+    "magma": magma_top_p_filter,
+}
+"""Meanings of top_p by the name of the mode."""
+
+
+def _filtered_by_rank(
+    logits: Logits, keeps: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
+) -> Logits:
+    """Keeps tokens by the probability of all that are ranked before them, and always the first."""
+    order = _order(logits)
     ranked = np.take_along_axis(softmax(logits), order, axis=-1)
-    before = np.cumsum(ranked, axis=-1) - ranked
-    keep_ranked = before < p
+    keep_ranked = keeps(np.cumsum(ranked, axis=-1) - ranked)
     keep_ranked[..., 0] = True
     keep = np.empty_like(keep_ranked)
     np.put_along_axis(keep, order, keep_ranked, axis=-1)
@@ -112,7 +235,8 @@ def choose(
         )
     if sampling.temperature == 0:
         return logits.argmax(axis=-1).astype(np.int64)
-    kept = top_p_filter(top_k_filter(logits, int(sampling.top_k)), sampling.top_p)
+    top_p = TOP_P_FILTERS[sampling.top_p_mode]
+    kept = top_p(top_k_filter(logits, int(sampling.top_k)), sampling.top_p)
     wide = kept.astype(np.float64)
     # Shifted first, so that a tiny temperature gives -inf below the largest and not inf - inf.
     with np.errstate(over="ignore"):

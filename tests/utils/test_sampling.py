@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.sampling import Sampling, choose, softmax, top_k_filter, top_p_filter
+from utils.sampling import (
+    Sampling,
+    adjust,
+    choose,
+    log_softmax,
+    magma_top_p_filter,
+    most_probable,
+    repetition_penalty,
+    softmax,
+    top_k_filter,
+    top_p_filter,
+)
 
 DRAWS = 20_000
 # Five standard deviations of a frequency over that many draws.
@@ -89,6 +100,111 @@ def test_filters_agree_with_transformers(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(top_p_filter(logits, p), theirs)
 
 
+KNOWN = np.log(np.array([0.30, 0.25, 0.20, 0.08, 0.06, 0.05, 0.04, 0.02], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [(0.9, set(range(8))), (0.7, set(range(8))), (0.5, {0, 2, 3, 4, 5, 6, 7}), (0.1, {0, 6, 7})],
+)
+def test_the_originals_filter_on_known_probabilities(p: float, kept: set[int]) -> None:
+    assert _kept(magma_top_p_filter(KNOWN, p)) == kept
+
+
+@pytest.mark.parametrize("p", [0.05, 0.4, 0.95])
+def test_the_originals_filter_by_its_definition(p: float, rng: np.random.Generator) -> None:
+    for spread in (0.1, 2.0):
+        logits = (spread * rng.standard_normal(53)).astype(np.float32)
+        ranked = sorted(range(53), key=lambda token, x=logits: -x[token])
+        mass = np.cumsum(softmax(logits)[ranked])
+        removed = {ranked[r] for r in range(1, 53) if mass[r - 1] < 1 - p}
+        assert _kept(magma_top_p_filter(logits, p)) == set(range(53)) - removed
+    np.testing.assert_array_equal(magma_top_p_filter(logits, 0.0), logits)
+    np.testing.assert_array_equal(magma_top_p_filter(logits, 1.0), logits)
+
+
+def test_top_p_mode_chooses_the_filter(rng: np.random.Generator) -> None:
+    rows = np.tile(KNOWN, (2000, 1))
+    nucleus, magma = (
+        set(choose(rows, Sampling(1.0, 0, 0.1, top_p_mode=mode), rng).tolist())
+        for mode in ("nucleus", "magma")
+    )
+    assert nucleus == {0}
+    assert magma == {0, 6, 7}
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 4.0])
+def test_repetition_penalty_agrees_with_transformers(
+    penalty: float, rng: np.random.Generator
+) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    for _ in range(5):
+        logits = (3 * rng.standard_normal(97)).astype(np.float32)
+        ids = rng.integers(0, 97, 20).tolist()
+        theirs = RepetitionPenaltyLogitsProcessor(penalty)(
+            torch.tensor([ids]), torch.from_numpy(logits[None].copy())
+        )
+        np.testing.assert_array_equal(repetition_penalty(logits, ids, penalty), theirs[0].numpy())
+
+
+def test_ids_without_a_logit_are_not_penalised() -> None:
+    logits = np.arange(4, dtype=np.float32)
+    np.testing.assert_array_equal(repetition_penalty(logits, [9, 1], 2.0), [0, 0.5, 2, 3])
+
+
+def test_processors_of_transformers_see_text_and_logits(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import MinPLogitsWarper, NoRepeatNGramLogitsProcessor
+
+    logits = (2 * rng.standard_normal(31)).astype(np.float32)
+    before = logits.copy()
+    ids = [4, 9, 17, 4, 9]
+    theirs = torch.from_numpy(logits[None].copy())
+    processors = (NoRepeatNGramLogitsProcessor(3), MinPLogitsWarper(0.1))
+    for processor in processors:
+        theirs = processor(torch.tensor([ids]), theirs)
+    ours = adjust(logits, Sampling(processors=processors), ids)
+    np.testing.assert_array_equal(ours, theirs[0].numpy())
+    assert ours[17] == -np.inf
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_processors_may_write_to_what_they_get(rng: np.random.Generator) -> None:
+    def overwrite(_ids: object, scores: np.ndarray) -> np.ndarray:
+        scores[:] = -1
+        return scores
+
+    logits = rng.standard_normal(7).astype(np.float32)
+    before = logits.copy()
+    assert (adjust(logits, Sampling(processors=(overwrite,)), []) == -1).all()
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_forbidden_tokens_are_never_chosen(rng: np.random.Generator) -> None:
+    logits = rng.standard_normal(12).astype(np.float32)
+    best = int(logits.argmax())
+    adjusted = adjust(logits, Sampling(), [], forbidden=(best, 99))
+    assert _kept(adjusted) == set(range(12)) - {best}
+    with pytest.raises(UserError, match="leave no token"):
+        adjust(logits, Sampling(), [], forbidden=range(12))
+
+
+def test_log_probabilities_agree_with_torch(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    logits = (10 * rng.standard_normal((4, 211))).astype(np.float32)
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), dim=-1).numpy()
+    np.testing.assert_allclose(log_softmax(logits), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 50])
+def test_most_probable_tokens_in_descending_order(count: int, rng: np.random.Generator) -> None:
+    log_probs = rng.standard_normal(37)
+    expected = sorted(enumerate(log_probs.tolist()), key=lambda pair: -pair[1])[:count]
+    assert most_probable(log_probs, count) == expected
+
+
 def test_temperature_zero_takes_the_largest_and_draws_nothing(rng: np.random.Generator) -> None:
     logits = rng.standard_normal((6, 41)).astype(np.float32)
     logits[2, [7, 30]] = 9
@@ -169,6 +285,9 @@ def test_logits_that_are_not_finite_are_refused(bad: float, rng: np.random.Gener
         ({"top_k": float("nan")}, "top_k"),
         ({"top_k": float("inf")}, "top_k"),
         ({"seed": -1}, "seed"),
+        ({"top_p_mode": "middle"}, "top_p_mode"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty"),
     ],
 )
 def test_values_out_of_range_are_named(changes: dict[str, float], name: str) -> None:

@@ -1,0 +1,123 @@
+"""The options of an answer: how its tokens are chosen, when it ends, what is noted beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from config.parsing import nearest
+from execution.generate import Details
+from utils.errors import UserError
+from utils.generation_config import generation_options
+from utils.sampling import Processor, Sampling
+from utils.stopping import Stopping, token_ids
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, GPT2Tokenizer
+
+DEFAULT_NEW_TOKENS = 20
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of :meth:`execution.magma.Magma.generate` and its like.
+
+    An argument that is given holds; else what ``generation_config`` says; else the default here.
+    """
+
+    max_new_tokens: int
+    """new tokens at most; 20"""
+    min_new_tokens: int
+    """no end before so many new tokens; 0"""
+    num_return_sequences: int
+    """samples of each prompt; 1"""
+    temperature: float
+    """0 takes the most probable token, larger is more random; 0.7"""
+    top_k: float
+    """draw among so many most probable tokens; 0 for all"""
+    top_p: float
+    """draw among the most probable tokens that together reach this probability; 0.9"""
+    top_p_mode: str
+    """"nucleus", or "magma" for the original's filter, which hardly filters; "nucleus" """
+    repetition_penalty: float
+    """greater than 1 makes tokens of the text so far less probable; 1.0"""
+    seed: int
+    """the same seed gives the same draws; the configuration's"""
+    stop_strings: str | Iterable[str]
+    """an answer ends before the first of these; none"""
+    stop_tokens: Iterable[int | str]
+    """ids, or texts of one token, that end an answer like the end-of-text token; none"""
+    logits_processor: Iterable[Processor]
+    """logits processors of transformers, applied before temperature and filters; none"""
+    top_log_probs: int
+    """how many of the most probable tokens are noted at each step; 0"""
+    output_logits: bool
+    """whether all logits are kept; False"""
+    generation_config: GenerationConfig
+    """transformers' own object; none"""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Options with all defaults filled in and checked.
+
+    Attributes:
+        sampling: how tokens are chosen.
+        stopping: when an answer ends.
+        details: what is noted.
+        samples: answers to each prompt.
+    """
+
+    sampling: Sampling
+    stopping: Stopping
+    details: Details
+    samples: int
+
+
+def resolve(options: Options, tokenizer: GPT2Tokenizer | None, seed: int) -> Resolved:
+    """Fills in defaults and checks every value.
+
+    Args:
+        options: what was given.
+        tokenizer: the model's; None to check only what needs none.
+        seed: the default of the seed.
+
+    Raises:
+        TypeError: there is no such option.
+        UserError: a value out of its range, or a GenerationConfig that cannot be followed.
+    """
+    given: dict[str, Any] = dict(options)
+    for name in given:
+        if name not in Options.__annotations__:
+            raise TypeError(f"unknown option {name!r}{nearest(name, Options.__annotations__)}")
+    generation_config = given.pop("generation_config", None)
+    if generation_config is not None:
+        given = generation_options(generation_config) | given
+    samples = given.get("num_return_sequences", 1)
+    if samples < 1:
+        raise UserError(f"the number of samples is {samples}; it must be 1 or greater")
+    sampling = _sampling({"seed": seed} | given)
+    stopping = _stopping(given, tokenizer)
+    sampling.validate()
+    stopping.validate()
+    details = Details(given.get("top_log_probs", 0), given.get("output_logits", False))
+    return Resolved(sampling, stopping, details, samples)
+
+
+def _sampling(given: dict[str, Any]) -> Sampling:
+    names = ("temperature", "top_k", "top_p", "seed", "top_p_mode", "repetition_penalty")
+    processors = tuple(given.get("logits_processor", ()))
+    return Sampling(**{n: given[n] for n in names if n in given}, processors=processors)
+
+
+def _stopping(given: dict[str, Any], tokenizer: GPT2Tokenizer | None) -> Stopping:
+    strings = given.get("stop_strings", ())
+    ends: tuple[int, ...] = ()
+    if tokenizer is not None:
+        ends = (int(tokenizer.eos_token_id), *token_ids(tokenizer, given.get("stop_tokens", ())))
+    return Stopping(
+        given.get("max_new_tokens", DEFAULT_NEW_TOKENS),
+        ends,
+        given.get("min_new_tokens", 0),
+        (strings,) if isinstance(strings, str) else tuple(strings),
+    )

@@ -1,0 +1,169 @@
+"""Sessions of one model for different numbers of sequences, over the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import popxl_addons as addons
+
+from config.config import MagmaConfig
+from execution.cached import build_cached_program
+from execution.program import build_program
+from execution.runs import MagmaSession, Runs, runs_of
+from execution.weights import load_weights
+from utils.errors import UserError
+
+SCHEMES = {"cached": build_cached_program, "recompute": build_program}
+"""How tokens are computed, by name."""
+
+MOST_SESSIONS = 2
+"""Sessions that stay open, the last ones used: each has keys and values of its own."""
+
+LARGEST_BATCH = 8
+"""Sequences of a run at most, where nothing else is asked for."""
+
+
+def check_scheme(scheme: str) -> None:
+    """Check that there is a scheme of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if scheme not in SCHEMES:
+        raise UserError(f"unknown scheme {scheme!r}; there are {' and '.join(sorted(SCHEMES))}")
+
+
+def build_session(
+    config: MagmaConfig, scheme: str, trace: Path | None = None, device: str | None = None
+) -> addons.TaskSession:
+    """A session of a configuration; its variables have no values yet.
+
+    Args:
+        config: what to build; read, never written to.
+        scheme: one of SCHEMES.
+        trace: see :func:`execution.program.build_program`.
+        device: see :func:`execution.program.build_program`.
+
+    Raises:
+        UserError: the configuration does not fit together, there is no such scheme or device.
+    """
+    config.validate()
+    check_scheme(scheme)
+    return SCHEMES[scheme](config, trace, device)
+
+
+def with_batch(config: MagmaConfig, batch: int) -> MagmaConfig:
+    """The configuration for so many sequences a run."""
+    config = deepcopy(config)
+    config.visual.execution.micro_batch_size = batch
+    config.transformer.execution.micro_batch_size = batch
+    return config
+
+
+@dataclass
+class OpenSession:
+    """An entered session with its weights.
+
+    Attributes:
+        session: the session.
+        config: what it was built of.
+        runs: its runs.
+        user: whoever began the runs whose keys and values it holds.
+    """
+
+    session: MagmaSession
+    config: MagmaConfig
+    runs: Runs
+    user: object = None
+
+
+class OneSession:
+    """The sessions of a model that has only one, opened by somebody else."""
+
+    def __init__(self, session: MagmaSession, config: MagmaConfig, pad_id: int) -> None:
+        """Takes an entered session of either scheme and what it was built of."""
+        self.config, self.largest = config, config.batch
+        self._open = OpenSession(session, config, runs_of(session, config, pad_id))
+
+    def with_room(self, sequences: int) -> OpenSession:
+        """The session; at most ``largest`` sequences fit."""
+        return self._open
+
+    def close(self) -> None:
+        """Leaves the session to its owner."""
+
+
+class Sessions:
+    """Sessions that are built when a number of sequences is first asked for.
+
+    All get the same arrays of weights, which are views of the mapped files where precisions agree:
+    another session costs its keys and values, not another copy of the model.
+    """
+
+    def __init__(
+        self,
+        config: MagmaConfig,
+        weights: Mapping[str, np.ndarray],
+        scheme: str,
+        pad_id: int,
+        largest: int | None = None,
+        trace: Path | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Builds nothing yet.
+
+        Args:
+            config: of the model; the number of sequences in it does not matter.
+            weights: of :func:`modelling.mapping.model_weights`.
+            scheme: one of SCHEMES.
+            pad_id: id that fills unused positions.
+            largest: sequences of a session at most.
+            trace: folder in which each session writes the time and bytes of its phases.
+            device: see :func:`execution.program.build_program`.
+
+        Raises:
+            UserError: no such scheme, or no room for a sequence.
+        """
+        check_scheme(scheme)
+        self.config = config
+        self.largest = max(config.batch, LARGEST_BATCH) if largest is None else largest
+        if self.largest < 1:
+            raise UserError(f"max_batch is {largest}; it must be 1 or greater")
+        self._weights, self._scheme, self._pad_id = weights, scheme, pad_id
+        self._trace, self._device = trace, device
+        self._open: dict[int, OpenSession] = {}
+
+    def with_room(self, sequences: int) -> OpenSession:
+        """A session for at least so many sequences, of which there are at most ``largest``.
+
+        One that is open and has at most twice as many is preferred to building another.
+        """
+        fitting = [batch for batch in self._open if sequences <= batch <= 2 * sequences]
+        batch = min(fitting, default=sequences)
+        opened = self._open.pop(batch, None) or self._build(batch)
+        self._open[batch] = opened  # the last one is the one used last
+        return opened
+
+    def _build(self, batch: int) -> OpenSession:
+        while len(self._open) >= MOST_SESSIONS:
+            _leave(self._open.pop(next(iter(self._open))))
+        config = with_batch(self.config, batch)
+        trace = self._trace and self._trace / f"batch_{batch}.json"
+        session = build_session(config, self._scheme, trace, self._device)
+        load_weights(session, self._weights)
+        session.__enter__()
+        return OpenSession(session, config, runs_of(session, config, self._pad_id))
+
+    def close(self) -> None:
+        """Ends all sessions."""
+        while self._open:
+            _leave(self._open.popitem()[1])
+
+
+def _leave(opened: OpenSession) -> None:
+    opened.user = None
+    opened.session.__exit__(None, None, None)  # type: ignore[attr-defined]
