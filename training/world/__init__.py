@@ -1,0 +1,1 @@
+"""A made world: pictures of emoji in scenes, with captions, questions and facts about them."""

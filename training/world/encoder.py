@@ -1,0 +1,145 @@
+"""Step two: the encoder learns which things captions name, in place of CLIP's pre-training.
+
+MAGMA starts from an encoder that CLIP trained on pictures and captions. Here the nouns of a
+caption are the target: each of the encoder's positions has a rate for each kind, their sum is the
+expected count, and the caption's count is taken as a Poisson draw of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from training.resnet import ModifiedResNet
+from training.world.album import Album
+from training.world.kinds import KINDS, PLACES
+from utils.files import atomic_file
+
+_BRANCH_SCALE = 0.2  # of a fresh residual block's last norm: blocks start near their shortcuts
+_START_RATE = -4.0  # of the logits of rates: few things at first
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """Settings of the encoder's training.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: pictures per step.
+        lr: peak learning rate; a linear warm-up, then a cosine.
+        warmup: steps until the peak.
+        weight_decay: of convolutions and matrices.
+        seed: of weights and draws.
+        save_every: steps between checkpoints.
+    """
+
+    steps: int = 1000
+    batch: int = 64
+    lr: float = 3e-3
+    warmup: int = 100
+    weight_decay: float = 0.02
+    seed: int = 3
+    save_every: int = 100
+
+
+class NounCounter(nn.Module):
+    """Encoder and heads: pictures [b, 3, y, x] -> counts [b, kinds] and places [b, places]."""
+
+    def __init__(self, encoder: ModifiedResNet, channels: int) -> None:
+        """Puts heads on an encoder and gives it fresh weights that train well."""
+        super().__init__()
+        self.encoder = encoder
+        self.rates = nn.Linear(channels, len(KINDS))
+        self.place = nn.Linear(channels, len(PLACES))
+        for name, module in encoder.named_modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if name.startswith("layer") and name.endswith("bn3"):
+                nn.init.constant_(module.weight, _BRANCH_SCALE)
+        for head in (self.rates, self.place):
+            nn.init.normal_(head.weight, std=0.01)
+        nn.init.constant_(self.rates.bias, _START_RATE)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            features = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        features = features.flatten(2).transpose(1, 2).float()
+        counts = nn.functional.softplus(self.rates(features)).sum(1)
+        return counts, self.place(features.mean(1))
+
+
+def noun_targets(album: Album) -> tuple[torch.Tensor, torch.Tensor]:
+    """What captions name: counts [n, kinds] and the number of the place [n]."""
+    counts = torch.zeros(len(album), len(KINDS))
+    kinds, places = list(KINDS), list(PLACES)
+    for row, scene in zip(counts, album.scenes, strict=True):
+        for group in scene.groups:
+            row[kinds.index(group.kind)] = group.count
+    return counts, torch.tensor([places.index(scene.place) for scene in album.scenes])
+
+
+def train_encoder(
+    encoder: ModifiedResNet, channels: int, album: Album, run: EncoderRun, checkpoint: Path
+) -> list[float]:
+    """Trains an encoder on the nouns of captions; continues from ``checkpoint`` if it is there.
+
+    Args:
+        encoder: changed in place.
+        channels: of its output.
+        album: pictures and their scenes.
+        run: settings.
+        checkpoint: file of the run's state.
+
+    Returns:
+        The losses of this process's steps.
+    """
+    torch.manual_seed(run.seed)
+    model = NounCounter(encoder, channels).train()
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": run.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
+    start = _resume(checkpoint, model, optimiser)
+    counts, places = noun_targets(album)
+    losses = []
+    bar = tqdm(range(start, run.steps), "encoder", run.steps, initial=start, disable=None)
+    for step in bar:
+        for group in optimiser.param_groups:
+            group["lr"] = _learning_rate(run, step)
+        chosen = np.random.default_rng([run.seed, step]).integers(len(album), size=run.batch)
+        expected, place = model(album.pixels(chosen.tolist()))
+        loss = nn.functional.poisson_nll_loss(expected, counts[chosen], log_input=False)
+        loss = loss * len(KINDS) + nn.functional.cross_entropy(place, places[chosen])
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimiser.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            with atomic_file(checkpoint) as file:
+                torch.save({**state, "step": step + 1}, file)
+    return losses
+
+
+def _learning_rate(run: EncoderRun, step: int) -> float:
+    warm = min(1.0, (step + 1) / run.warmup)
+    return run.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / run.steps)))
+
+
+def _resume(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    if not checkpoint.is_file():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])

@@ -1,0 +1,195 @@
+"""Step one: a small GPT-J learns the world from text alone.
+
+Its context is a description in words. The image prefix takes the context's place later, so noise on
+the context's embeddings prepares the model for positions that are no exact words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import GPT2Tokenizer, GPTJForCausalLM
+
+from training.world.documents import Document, Writer
+from utils.files import atomic_file
+
+NO_SEGMENT = -1
+"""Segment number of padding."""
+
+_BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """Settings of the text training.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: documents per step.
+        lr: peak learning rate; a linear warm-up, then a cosine down to a twentieth.
+        warmup: steps until the peak.
+        weight_decay: of matrices.
+        noise: largest standard deviation of the noise on contexts, in units of the embedding's RMS.
+        noisy: share of the documents with noise.
+        seed: of weights and documents.
+        save_every: steps between checkpoints.
+    """
+
+    steps: int = 2600
+    batch: int = 32
+    lr: float = 2e-3
+    warmup: int = 150
+    weight_decay: float = 0.05
+    noise: float = 0.5
+    noisy: float = 0.6
+    seed: int = 0
+    save_every: int = 200
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents padded to one length, each tensor [b, s]; see `Document`."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    weights: torch.Tensor
+
+
+def collate(documents: Sequence[Document], pad: int) -> Batch:
+    """Joins documents; padding belongs to no segment and has no weight."""
+    length = max(len(document.ids) for document in documents)
+
+    def rows(name: str, fill: int) -> torch.Tensor:
+        arrays = [getattr(document, name) for document in documents]
+        padded = [np.pad(a, (0, length - len(a)), constant_values=fill) for a in arrays]
+        return torch.from_numpy(np.stack(padded))
+
+    return Batch(
+        rows("ids", pad), rows("positions", 0), rows("segments", NO_SEGMENT), rows("weights", 0)
+    )
+
+
+def attention_mask(segments: torch.Tensor) -> torch.Tensor:
+    """What each token may attend to: earlier ones of the context and of its own segment.
+
+    Args:
+        segments: [b, s].
+
+    Returns:
+        [b, 1, s, s], 0 where allowed and a large negative number elsewhere.
+    """
+    s = segments.shape[1]
+    causal = torch.ones(s, s, dtype=torch.bool).tril()
+    of_context = (segments == 0)[:, None, :]
+    same = segments[:, None, :] == segments[:, :, None]
+    allowed = causal & (of_context | same)
+    return torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None]
+
+
+def text_loss(lm: GPTJForCausalLM, batch: Batch, noise: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the next token, weighted by the documents' weights.
+
+    Args:
+        lm: the language model.
+        batch: documents.
+        noise: [b, s, h], added to the embeddings of contexts.
+    """
+    in_context = (batch.segments == 0)[..., None]
+    x = lm.transformer.wte(batch.ids) + noise * in_context
+    hidden = lm.transformer(
+        inputs_embeds=x,
+        attention_mask=attention_mask(batch.segments),
+        position_ids=batch.positions,
+        use_cache=False,
+    ).last_hidden_state
+    weights = batch.weights[:, 1:]
+    chosen = weights > 0
+    logits = lm.lm_head(hidden[:, :-1][chosen]).float()
+    losses = nn.functional.cross_entropy(logits, batch.ids[:, 1:][chosen], reduction="none")
+    return (losses * weights[chosen]).sum() / weights.sum()
+
+
+def train_text(
+    lm: GPTJForCausalLM, tokenizer: GPT2Tokenizer, run: TextRun, checkpoint: Path
+) -> list[float]:
+    """Trains a language model on documents; continues from ``checkpoint`` if it is there.
+
+    Args:
+        lm: the model with its starting weights, changed in place.
+        tokenizer: the world's.
+        run: settings.
+        checkpoint: file of the run's state.
+
+    Returns:
+        The losses of this process's steps.
+    """
+    optimiser = _optimiser(lm, run)
+    step = _resume(checkpoint, lm, optimiser)
+    writer = Writer(tokenizer)
+    losses: list[float] = []
+    bar = tqdm(range(step, run.steps), "text", run.steps, initial=step, unit="step", disable=None)
+    for step in bar:
+        for group in optimiser.param_groups:
+            group["lr"] = _learning_rate(run, step)
+        rngs = [np.random.default_rng([run.seed, step, i]) for i in range(run.batch)]
+        batch = collate([writer.document(rng) for rng in rngs], writer.end)
+        noise = _noise(lm, batch, run, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = text_loss(lm, batch, noise)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
+            _save(checkpoint, lm, optimiser, step + 1)
+    return losses
+
+
+def _optimiser(lm: nn.Module, run: TextRun) -> torch.optim.AdamW:
+    parameters = list(lm.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": run.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=run.lr, betas=_BETAS)
+
+
+def _learning_rate(run: TextRun, step: int) -> float:
+    warm = min(1.0, (step + 1) / run.warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * step / run.steps))
+    return run.lr * warm * (0.05 + 0.95 * cosine)
+
+
+def _noise(lm: GPTJForCausalLM, batch: Batch, run: TextRun, step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    table = lm.transformer.wte.weight.detach()
+    rows = len(batch.ids)
+    strength = torch.rand(rows, 1, 1, generator=generator) * run.noise
+    strength *= torch.rand(rows, 1, 1, generator=generator) < run.noisy
+    noise = torch.randn(*batch.ids.shape, table.shape[1], generator=generator)
+    return noise * strength * table.square().mean().sqrt()
+
+
+def _resume(checkpoint: Path, lm: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    if not checkpoint.is_file():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    lm.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
+
+
+def _save(checkpoint: Path, lm: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
+    state = {"model": lm.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+    with atomic_file(checkpoint) as file:
+        torch.save(state, file)
