@@ -39,7 +39,7 @@ def assert_op(
     float16 results must be the rounded float64 ones but for one unit in the last place.
     """
     limits = (rtol, atol, half_atol)
-    for found, wanted in zip(run_ops(build, *first), _exact(oracle, first), strict=True):
+    for found, wanted in zip(run_ops(build, *first), exact(oracle, first), strict=True):
         assert_equal(found, wanted, *limits)
     both = [np.stack(pair) for pair in zip(first, second, strict=True)]
     _assert_replicas(run_ops(build, *both, replicas=2), oracle, [first, second], limits)
@@ -76,11 +76,12 @@ def _assert_replicas(
     limits: tuple[float, float, float],
 ) -> None:
     for replica, arrays in enumerate(inputs):
-        for found, wanted in zip(results, _exact(oracle, arrays), strict=True):
+        for found, wanted in zip(results, exact(oracle, arrays), strict=True):
             assert_equal(found[replica], wanted, *limits)
 
 
-def _exact(oracle: Oracle, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+def exact(oracle: Oracle, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The oracle's results, from arrays whose floats are float64."""
     wide = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
     result = oracle(*wide)
     return [result] if isinstance(result, np.ndarray | np.generic) else list(result)

@@ -280,3 +280,17 @@ def test_in_place_ops_write_their_first_input(inplace: Build, kind: str, name: s
 def test_scaled_add_does_not_broadcast():
     with main_graph(), pytest.raises(popart.popart_exception, match="equal shapes"):
         ops.scaled_add(tensor((2, 3)), tensor((3,)))
+
+
+def test_what_is_wider_than_its_target_fails_when_the_session_compiles():
+    with main_graph() as graph:
+        ops.add_(tensor((4,)), tensor((3, 4)))
+    with pytest.raises(popart.popart_exception, match="AddLhsInplace"):
+        popxl.Session(graph.ir, "ipu_model")
+
+
+def test_addition_in_place_checks_its_operands_as_addition_does():
+    with main_graph():
+        for other in (tensor((3,)), tensor((4,), popxl.float16)):
+            with pytest.raises(popart.popart_exception, match="np broadcasting failed"):
+                ops.add_(tensor((4,)), other)
