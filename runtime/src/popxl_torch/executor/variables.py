@@ -58,7 +58,7 @@ def retrieved(data: VariableData, shape: tuple[int, ...]) -> np.ndarray:
     """What reading the variable returns: one slice per group, or per replica if so asked."""
     if data.retrieved is not None:
         return data.retrieved
-    host = np.asarray(data.host)
+    host = np.asanyarray(data.host)  # memory maps stay what they are
     if not data.all_replicas or data.group_size == 1 or data.shard_over > 1:
         return host
     groups = host if data.num_groups > 1 else host[np.newaxis]
