@@ -121,3 +121,15 @@ def test_marked_sentences_are_found(coverage, tmp_path, monkeypatch):
 )
 def test_the_sentence_of_a_mark(coverage, text, expected):
     assert list(coverage.sentences_with("(quirk)", text)) == expected
+
+
+@pytest.mark.parametrize("package", ["popxl", "popxl_addons"])
+def test_every_name_is_there(coverage, package):
+    missing = [n for n, state in coverage.states(package).items() if state == coverage.MISSING]
+    assert missing == []
+
+
+def test_what_is_not_applicable_says_why(coverage):
+    load = "popxl_addons.transforms.pipelining.Pipelining.load"
+    assert coverage.state(load) == coverage.NOT_APPLICABLE
+    assert coverage.reason(load) == "a stage loads for itself, nothing runs beside compute"

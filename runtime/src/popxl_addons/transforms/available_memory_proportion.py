@@ -1,10 +1,12 @@
-"""How much memory matmuls and convolutions may use: recorded on IPUs, no effect here."""
+"""How much memory matmuls and convolutions may use: kept with the ops, no effect here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import popxl
+from popxl_addons.graph_common import graph_of
 
 __all__ = [
     "set_available_memory_proportion_by_ipu",
@@ -12,12 +14,22 @@ __all__ = [
 ]
 
 
-def _check(proportions: Iterable[float]) -> None:
-    proportions = list(proportions)
-    if not proportions:
+def _checked(proportions: Iterable[float]) -> list[float]:
+    found = [float(proportion) for proportion in proportions]
+    if not found:
         raise IndexError("At least one available memory proportion is needed")
-    for proportion in proportions:
-        float(proportion)
+    return found
+
+
+def _set(op: Any, proportions: Sequence[float]) -> None:
+    ipu = op.getVirtualGraphId()
+    proportion = proportions[ipu if ipu < len(proportions) else 0]
+    if op.opType() == "MatMul":
+        op.setAvailableMemoryProportion(proportion)
+    elif op.opType() in ("Conv", "ConvTranspose"):
+        options = op.getConvOptions()
+        options.availableMemoryProportions = [proportion]
+        op.setConvOptions(options)
 
 
 def set_available_memory_proportion_by_ipu(ir: popxl.Ir, proportions: Iterable[float]) -> None:
@@ -30,7 +42,10 @@ def set_available_memory_proportion_by_ipu(ir: popxl.Ir, proportions: Iterable[f
     Raises:
         IndexError: there is none.
     """
-    _check(proportions)
+    proportions = _checked(proportions)
+    for graph in ir._pb_ir.getAllGraphs():
+        for op in graph.getOps():
+            _set(op, proportions)
 
 
 def set_graph_available_memory_proportion_by_ipu(
@@ -38,4 +53,13 @@ def set_graph_available_memory_proportion_by_ipu(
 ) -> None:
     """`set_available_memory_proportion_by_ipu` for a graph and what it calls.
     Recorded only."""
-    _check(proportions)
+    proportions = _checked(proportions)
+    seen: set[popxl.Graph] = set()
+    todo = [graph_of(graph)]
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            todo.extend(current.called_graphs)
+            for op in current._pb_graph.getOps():
+                _set(op, proportions)

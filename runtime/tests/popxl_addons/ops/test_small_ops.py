@@ -1,4 +1,4 @@
-"""Streams of one tensor, formats, helpers, and what is not implemented."""
+"""Streams of one tensor, formats, and helpers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import pytest
 from popxl import ops
 from popxl_addons.ops import fp8_utils
 from popxl_addons.ops.cross_entropy_sharded_loss import cross_entropy_sharded_loss
-from popxl_addons.ops.cross_entropy_sharded_wr_loss import cross_entropy_sharded_wr_loss
 from popxl_addons.ops.cross_entropy_sharded_wr_loss.cross_entropy_sharded_wr_loss import handle_ipus
-from popxl_addons.ops.fp8_mse_scale import fp8_mse_scale
 from popxl_addons.ops.grad_reduce_square_add import grad_reduce_square_add
 from popxl_addons.ops.layer_norm_distributed import layer_norm_distributed
 from popxl_addons.ops.static_sparse_ops import dense_const_sparse_matmul, random_sparse
@@ -170,11 +168,3 @@ def test_dense_const_sparse_matmul(lead: tuple, ir: popxl.Ir, run: Any, rng: np.
         dense_const_sparse_matmul(popxl.constant(x), Csr(sparse), 6)
     with pytest.raises(RuntimeError, match="float16 or float32"):
         dense_const_sparse_matmul(popxl.constant(np.zeros((3, 4), "int32")), Csr(sparse), 5)
-
-
-@pytest.mark.parametrize(
-    ("function", "count"), [(fp8_mse_scale, 1), (cross_entropy_sharded_wr_loss, 2)]
-)
-def test_ops_to_come_name_themselves(function: Any, count: int):
-    with pytest.raises(NotImplementedError, match=function.__name__):
-        function(*[None] * count)

@@ -130,11 +130,21 @@ class _MatMulOp(Op):
         """Type of partial sums that the program asks for."""
         return data_type(self._record.attrs["partials"])
 
+    def getAvailableMemoryProportion(self) -> float | None:
+        """The hint for IPUs that was set."""
+        return self._record.attrs.get("available_memory_proportion")
+
     def setAvailableMemoryProportion(self, proportion: float) -> None:
-        """A hint for IPUs: nothing to set."""
+        """Keep a hint for IPUs."""
+        self._record.attrs["available_memory_proportion"] = proportion
+
+    def useFullyConnectedPass(self) -> bool:
+        """Whether an IPU may keep transposed weights."""
+        return self._record.attrs.get("fully_connected_pass", True)
 
     def setUseFullyConnectedPass(self, value: bool) -> None:
-        """A hint for IPUs: nothing to set."""
+        """Keep a hint for IPUs."""
+        self._record.attrs["fully_connected_pass"] = value
 
 
 @dataclass
@@ -148,11 +158,12 @@ class ConvOptions:
 
 class _ConvOp(Op):
     def getConvOptions(self) -> ConvOptions:
-        """Hints for IPUs, which are not kept."""
-        return ConvOptions()
+        """Hints for IPUs."""
+        return self._record.attrs.get("options") or ConvOptions()
 
-    def setConvOptions(self, options: Any) -> None:
-        """Hints for IPUs: nothing to set."""
+    def setConvOptions(self, options: ConvOptions) -> None:
+        """Keep hints for IPUs."""
+        self._record.attrs["options"] = options
 
 
 _BASES: dict[str, type[Op]] = {

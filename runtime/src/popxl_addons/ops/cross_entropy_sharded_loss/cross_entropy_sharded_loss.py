@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -51,7 +54,11 @@ def cross_entropy_sharded_loss(
         )
     if reduction not in _REDUCTIONS:
         raise ValueError(f"Not a valid reduction: {reduction!r}. Choose from {_REDUCTIONS}.")
-    loss = _losses(logits, indices, replica_grouping)
+
+    def reduce(t: Tensor, op: str) -> Tensor:
+        return ops.collectives.replicated_all_reduce(t, op, replica_grouping)
+
+    loss = losses(logits, indices, reduce)
     counted = None
     if ignore_index is not None:
         counted = ops.cast(ops.logical_not(ops.equal(indices, ignore_index)), loss.dtype)
@@ -63,35 +70,49 @@ def cross_entropy_sharded_loss(
     return ops.mean(loss) if counted is None else ops.sum(loss) / ops.sum(counted)
 
 
-def _losses(logits: Tensor, indices: Tensor, group: ReplicaGrouping | None) -> Tensor:
-    """(samples,): the loss of each sample, on every replica."""
-    reduce = ops.collectives.replicated_all_reduce
-    z = logits - reduce(ops.max(logits, axis=1, keepdims=True), "max", group)
-    normaliser = reduce(ops.sum(ops.exp(z), axis=1, keepdims=True), "add", group)
+def losses(
+    logits: Tensor,
+    indices: Tensor,
+    reduce: Callable[[Tensor, str], Tensor],
+    parts: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The loss of each sample, (samples,), with a gradient by the logits.
+
+    Args:
+        logits: (samples, classes).
+        indices: (samples,); outside of the classes the loss is 0.
+        reduce: makes "max" and "add" of all classes from those of the logits' classes.
+        parts: tensors that the logits consist of, class by class (default: the logits).
+    """
+    z = logits - reduce(ops.max(logits, axis=1, keepdims=True), "max")
+    normaliser = reduce(ops.sum(ops.exp(z), axis=1, keepdims=True), "add")
     negative_log_probs = ops.log(normaliser) - z
-    here = _here(indices, logits.shape[1])
+    here = _here(indices, 0, logits.shape[1])
     zero = popxl.constant(0, logits.dtype, "zero")
     owned = ops.sum(ops.where(here, negative_log_probs, zero), axis=1)
-    inputs = [reduce(owned, "add", group), logits, negative_log_probs, indices]
+    inputs = [reduce(owned, "add"), negative_log_probs, indices, *(parts or [logits])]
     return _create_op("CrossEntropySharded", inputs, {}, ["cross_entropy_sharded_loss"])[0]
 
 
-def _here(indices: Tensor, classes: int) -> Tensor:
-    """(samples, classes): whether each of this replica's classes is the true one."""
-    numbers = popxl.constant(np.arange(classes)[None], indices.dtype, "classes")
+def _here(indices: Tensor, first: int, last: int) -> Tensor:
+    """(samples, last - first): whether each of these classes is the true one."""
+    numbers = popxl.constant(np.arange(first, last)[None], indices.dtype, "classes")
     return ops.equal(indices.reshape((-1, 1)), numbers)
 
 
-# The first input, with the gradient that it has by the second one.
+# The first input, with the gradients that it has by those after the third one.
 define(OpDef("CrossEntropySharded", same))
 
 
 @gradient("CrossEntropySharded")
 def _gradients(site: GradSite) -> Grads:
-    def of_logits() -> Tensor:
-        negative_log_probs, indices = site.input(2), site.input(3)
-        true = ops.cast(_here(indices, negative_log_probs.shape[1]), negative_log_probs.dtype)
+    ends = np.cumsum([0, *(site.in_spec(at).shape[1] for at in range(3, len(site.op.inputs)))])
+
+    def of_part(first: int, last: int) -> Tensor:
+        negative_log_probs = site.input(1)[:, first:last]
+        true = ops.cast(_here(site.input(2), first, last), negative_log_probs.dtype)
         slope = ops.exp(-negative_log_probs) - true
         return slope * site.grad().reshape((-1, 1))
 
-    return [None, of_logits, None, None]
+    parts = itertools.pairwise(int(end) for end in ends)
+    return [None, None, None, *(partial(of_part, *part) for part in parts)]
