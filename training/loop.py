@@ -7,7 +7,6 @@ killed goes on from its last checkpoint with the losses of an unbroken one.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -21,12 +20,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from training.checkpoint import keep_tokenizer, save_checkpoint
 from training.config import TrainConfig
 from training.model import Magma
 from training.optimiser import freeze, make_optimiser, set_learning_rate
+from training.run_log import RunLog, trackers
 from training.samples import Collate, Draws, Samples, encode
 from utils.errors import UserError
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
 
 _log = logging.getLogger(__name__)
-
-LOSS_FILE = "losses.jsonl"
 
 
 class _Loss(nn.Module):
@@ -111,34 +108,32 @@ class Trainer:
             UserError: a sample cannot be read, the loss is not finite, or a file cannot be written.
         """
         config = self._config
-        self._start_logs()
+        self._log = RunLog(config, self._accelerator, self.step)
         batches = self._batches(self._draws, self.step * config.batch_size, config.train_steps)
-        bar = self._bar(config.train_steps)
         frozen = _checksums(self._plain)
         first = self.step
         while self.step < config.train_steps:
             loss = self._train_step(batches)
             self.losses.append(loss)
             self.step += 1
-            bar.update()
-            bar.set_postfix(loss=f"{loss:.4f}")
+            self._log.advance(loss)
             if self.step == first + 1:
                 _require_unchanged(self._plain, frozen)
             self._after_step(loss)
-        bar.close()
-        self._accelerator.end_training()
+        self._log.close()
 
     def _after_step(self, loss: float) -> None:
         config, step = self._config, self.step
         last = step == config.train_steps
         if step % config.log_every == 0 or last:
             rate = self._optimiser.param_groups[0]["lr"]
-            self._write_log({"train/loss": loss, "train/lr": rate})
+            self._log.write(step, {"train/loss": loss, "train/lr": rate})
         if self._eval_samples is not None and (step % config.eval_every == 0 or last):
             eval_loss = self.evaluate()
             self.eval_losses.append((step, eval_loss))
-            self._write_log({"eval/loss": eval_loss})
-            self._show_samples()
+            self._log.write(step, {"eval/loss": eval_loss})
+            if self._accelerator.is_main_process:
+                self._log.captions(step, self.captions(self._eval_samples, config.sample_count))
         if self._save is not None and (step % config.save_every == 0 or last):
             self._save_checkpoint(self._save)
 
@@ -268,30 +263,6 @@ class Trainer:
             _log.info("checkpoint %s", saved)
         accelerator.wait_for_everyone()
 
-    # ---- what people see ------------------------------------------------------------------------
-
-    def _bar(self, total: int) -> tqdm:
-        # None: shown only where the output is a terminal.
-        disable = None if self._accelerator.is_main_process else True
-        return tqdm(total=total, initial=self.step, unit="step", disable=disable)
-
-    def _start_logs(self) -> None:
-        if self._save is not None:
-            self._save.mkdir(parents=True, exist_ok=True)
-
-    def _write_log(self, values: dict[str, float]) -> None:
-        if not self._accelerator.is_main_process:
-            return
-        if self._save is not None:
-            with (self._save / LOSS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": self.step, **values}) + "\n")
-
-    def _show_samples(self) -> None:
-        if self._eval_samples is None or not self._accelerator.is_main_process:
-            return
-        for expected, found in self.captions(self._eval_samples, self._config.sample_count):
-            _log.info("step %d: expected %r, found %r", self.step, expected, found)
-
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     # accelerate keeps the precision of a process's first run; ours is the run's own.
@@ -303,6 +274,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     parts = config.gradient_accumulation_steps
     return Accelerator(
         mixed_precision=precision,
+        log_with=trackers(config) or None,
+        project_dir=None if config.save is None else str(Path(config.save) / "tensorboard"),
         # The end of a loader, such as the evaluation's, ends no batch here.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=parts, sync_with_dataloader=False

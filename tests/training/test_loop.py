@@ -10,8 +10,9 @@ import torch
 
 from training.checkpoint import find_training_state
 from training.config import TrainConfig, read_config
-from training.loop import LOSS_FILE, Trainer
+from training.loop import Trainer
 from training.model import Magma
+from training.run_log import LOSS_FILE
 from training.samples import Captions, Texts
 from training.weights import load_magma
 from utils.errors import UserError
