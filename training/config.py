@@ -157,7 +157,8 @@ class TrainConfig:
         """
         self.model.validate()
         for name in _POSITIVE:
-            _require(getattr(self, name) > 0, name, getattr(self, name), "greater than 0")
+            value = getattr(self, name)
+            _require(0 < value < math.inf, name, value, "greater than 0")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             _require(value is None or 0 <= value < math.inf, name, value, "0 or greater")

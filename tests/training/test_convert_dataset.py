@@ -319,25 +319,23 @@ def test_a_file_that_is_no_tar(tmp_path: Path, capsys):
     assert "no such tar file" in lines(capsys)
 
 
-@pytest.mark.filterwarnings("ignore::Warning")  # of the library's own pickling
-def test_hugging_face(rng, tmp_path: Path, capsys):
+# The library's reader of tables leaves files open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::Warning")
+def test_hugging_face(pictures, tmp_path: Path, capsys, monkeypatch):
     datasets = pytest.importorskip("datasets")
-    images = [Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)) for _ in range(3)]
-    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    rows = {"image": images, "text": ["a", "b", ""]}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
-    arguments = ["huggingface", str(tmp_path / "saved"), str(tmp_path / "data")]
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = pictures[1].parent
+    (folder / "metadata.csv").write_text('file_name,text\n0.png,a\n1.png,""\n')
+    arguments = ["huggingface", str(folder), str(tmp_path / "data")]
     assert main(arguments) == 2
     assert "its columns are image, text" in lines(capsys)
     arguments += ["--caption_column", "text"]
     assert main(arguments) == 2
-    assert "row 2 has no picture or no caption" in lines(capsys)
+    assert "row 1 has no picture or no caption" in lines(capsys)
     assert main([*arguments, "--skip_bad"]) == 0
-    written = records(tmp_path / "data")[-2:]
-    assert [r["captions"] for r in written] == [["a"], ["b"]]
-    assert [pixels(tmp_path / "data" / r["image_path"]) for r in written] == [
-        image.tobytes() for image in images[:2]
-    ]
+    written = records(tmp_path / "data")[-1]
+    assert written["captions"] == ["a"]
+    assert pixels(tmp_path / "data" / written["image_path"]) == pixels(pictures[1])
 
 
 def test_a_missing_library_is_named_with_its_command(tmp_path: Path, capsys, monkeypatch):
