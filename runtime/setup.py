@@ -8,10 +8,11 @@ module but is loaded with ctypes; an Extension is what wheels and editable insta
 from setuptools import Extension, setup
 
 NATIVE = "src/popxl_torch/kernels/native"
-HEADERS = ("gemm_loops", "parallel", "quantised_loops")
+HEADERS = ("attention_loops", "gemm_loops", "parallel", "quantised_loops")
 
-# The last one: GCC 12 finds uninitialized values in its own header of AVX-512.
-FLAGS = ("-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-Wno-maybe-uninitialized")
+# The last two: GCC 12 finds uninitialized values in its own header of AVX-512.
+QUIET = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
+FLAGS = ("-O3", "-std=c++17", "-g0", "-fvisibility=hidden", *QUIET)
 
 setup(
     ext_modules=[

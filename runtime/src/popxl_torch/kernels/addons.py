@@ -8,61 +8,6 @@ import torch
 
 from popxl_torch.kernels.registry import Site, kernel
 
-_Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def _rotation(width: int, halves: bool) -> _Rotate:
-    """A function of x (..., d), sin and cos, both (..., width / 2), that rotates pairs of the first
-    ``width`` channels; they are halves apart or neighbours."""
-
-    def apart(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        x1, x2 = x[..., : width // 2], x[..., width // 2 : width]
-        return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, x[..., width:]), -1)
-
-    def neighbours(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        turned = x[..., :width].unflatten(-1, (-1, 2))
-        if turned.stride(-1) != 1 or any(n % 2 for n in _places(turned)):
-            turned = turned.contiguous()
-        y = torch.view_as_complex(turned) * torch.complex(cos, sin)
-        y = torch.view_as_real(y).flatten(-2)
-        return y if width == x.shape[-1] else torch.cat((y, x[..., width:]), -1)
-
-    return apart if halves else neighbours
-
-
-def _places(t: torch.Tensor) -> tuple[int, ...]:
-    """Offset and strides but the last: even ones where pairs of numbers are complex ones."""
-    return (int(t.storage_offset()), *t.stride()[:-1])
-
-
-def _over_heads(table: torch.Tensor, lead: int) -> torch.Tensor:
-    """A table, (seq, dim) or (1 or batch, seq, dim), as (1 or batch, seq, 1, dim)."""
-    table = table if table.dim() - lead == 3 else table.unsqueeze(lead)
-    return table.unsqueeze(-2)
-
-
-@kernel("RotaryPosEmbed")
-def _rotary_pos_embed(site: Site, lead: int) -> Callable[..., torch.Tensor]:
-    turn = _rotation(site.attrs["rotary_dim"], site.attrs["halves"])
-    return lambda x, sin, cos: turn(x, _over_heads(sin, lead), _over_heads(cos, lead))
-
-
-@kernel("RotarySplit")
-def _rotary_split(site: Site, lead: int) -> Callable[..., list[torch.Tensor]]:
-    """Parts of the last axis, neighbouring ones of one size rotated (see passes/fuse_rotary.py)."""
-    turn = _rotation(site.attrs["rotary_dim"], site.attrs["halves"])
-    sizes, (first, count) = site.attrs["sizes"], site.attrs["rotated"]
-    start, size = sum(sizes[:first]), sizes[first]
-
-    def run(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> list[torch.Tensor]:
-        parts = list(torch.split(x, sizes, -1))
-        together = x.narrow(-1, start, count * size).unflatten(-1, (count, size))
-        sin, cos = (_over_heads(table, lead).unsqueeze(-2) for table in (sin, cos))
-        parts[first : first + count] = turn(together, sin, cos).unbind(-2)
-        return parts
-
-    return run
-
 
 @kernel("CrossEntropySharded", raw=True)
 def _cross_entropy_sharded(site: Site, lead: int) -> Callable[..., torch.Tensor]:

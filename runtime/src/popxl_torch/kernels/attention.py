@@ -1,25 +1,66 @@
-"""Attention in one step (see passes/fuse_attention.py), in float32 however q, k, v are stored."""
+"""Attention in one step (see passes/fuse_attention.py), in float32 however q, k, v are stored.
+
+Few queries, as a decode step has, are C++'s: it reads keys and values as they are stored, once for
+each. Without it, and for many queries, torch does the work.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from popxl_torch.kernels.linalg import scratch
+from popxl_torch.kernels.native import ATTENDED, MASKS, SERIAL_BELOW, Attention, native
 from popxl_torch.kernels.registry import Site, kernel
+
+FEW_QUERIES = 8
+"""Queries up to which C++ is used: it reads keys and values, maybe from a cache, for each. Without
+it, keys and values of half precision are widened in pieces for so few."""
+
+PIECE = 1 << 18
+"""Elements of half-precision keys or values that torch widens at once: as float32 they fit into a
+second-level cache."""
 
 _LOWEST = torch.finfo(torch.float32).min
 """Added to a score, it leaves nothing of it: where all keys are hidden, all weigh the same."""
 
+_OUTER = 3
+"""Axes in front of queries and channels that the C++ kernel knows."""
+
+_Run = Callable[..., torch.Tensor]
+
 
 @kernel("Attention", raw=True)
-def attention(site: Site, lead: int) -> Callable[..., torch.Tensor]:
+def attention(site: Site, lead: int) -> _Run:
     """softmax(scale * q @ k^T, masked) @ v."""
-    scale, meaning, rows_first = (site.attrs[key] for key in ("scale", "mask", "rows_first"))
-    ranks = [len(spec.shape) for spec in site.ins if spec is not None]
+    shapes = [spec.shape for spec in site.ins if spec is not None]
+    rank = len(shapes[0])
     # A mask of fewer axes broadcasts behind the replica axis.
-    missing = (slice(None),) * lead + (None,) * (ranks[0] - ranks[-1])
+    missing = (slice(None),) * lead + (None,) * (rank - len(shapes[-1]))
+    few = shapes[0][-2] <= FEW_QUERIES
+    by_torch = _by_torch(site, missing, _in_pieces if few else _fused)
+    if not few or rank + lead > _OUTER + 2:
+        return by_torch
+    by_library = _ByLibrary(site, missing)
+
+    def run(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        y = by_library(q, k, v, mask)
+        return by_torch(q, k, v, mask) if y is None else y
+
+    return run
+
+
+def _by_torch(site: Site, missing: tuple[Any, ...], attend: _Run) -> _Run:
+    """``attend`` of tensors with four axes, whose mask is added to scores."""
+    scale, meaning, rows_first = (site.attrs[key] for key in ("scale", "mask", "rows_first"))
 
     def run(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
@@ -27,12 +68,44 @@ def attention(site: Site, lead: int) -> Callable[..., torch.Tensor]:
         outer = q.shape[:-2]
         if mask is not None:
             mask = _four_axes(_added(mask[missing], meaning), outer[:-1])
-        q, k, v = (_four_axes(t, outer[:-1]).float() for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        q, k, v = (_four_axes(t, outer[:-1]) for t in (q, k, v))
+        y = attend(q.float(), k, v, mask, scale)
         y = y.reshape(*outer, *y.shape[2:])
         return y.transpose(-2, -3) if rows_first else y
 
     return run
+
+
+def _fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k.float(), v.float(), attn_mask=mask, scale=scale)
+
+
+def _in_pieces(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    if k.dtype == torch.float32 or k.is_cuda:
+        return _fused(q, k, v, mask, scale)
+    b, n, m, _ = q.shape
+    scores = _product(q.flatten(0, 1) * scale, k.flatten(0, 1).mT).view(b, n, m, -1)
+    weights = torch.softmax(scores if mask is None else scores + mask, -1)
+    return _product(weights.flatten(0, 1), v.flatten(0, 1)).view(b, n, m, -1)
+
+
+def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """x (b, m, k) float32 times w (b, k, n) of half precision, of which a piece is widened at a
+    time into memory that is kept."""
+    b, k, n = w.shape
+    y = x.new_empty(b, x.shape[1], n)
+    step = max(1, PIECE // (k * n))
+    columns_first = w.stride(1) == 1  # widened as it is stored
+    for start in range(0, b, step):
+        part = w[start : start + step]
+        wide = scratch(part.numel(), x.device)[: part.numel()]
+        wide = wide.view(-1, n, k).mT if columns_first else wide.view(-1, k, n)
+        torch.bmm(x[start : start + step], wide.copy_(part), out=y[start : start + step])
+    return y
 
 
 def _added(mask: torch.Tensor, meaning: str) -> torch.Tensor:
@@ -50,3 +123,104 @@ def _four_axes(t: torch.Tensor, outer: tuple[int, ...]) -> torch.Tensor:
     if t.dim() < 4:
         return t[(None,) * (4 - t.dim())]
     return t.expand(*outer, -1, -1, -1).flatten(0, -4)
+
+
+# -- few queries, in C++ --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What strides come to: the function and its description, result, floats of scratch memory."""
+
+    attend: Callable[..., None]
+    index: int
+    described: Any
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    room: int
+
+
+class _ByLibrary:
+    """The C++ kernel at one place of a program, where shapes are always the same."""
+
+    def __init__(self, site: Site, missing: tuple[Any, ...]) -> None:
+        self.attrs, self.missing = site.attrs, missing
+        self.layouts: dict[Any, _Layout | None] = {}
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """The result; None if the library is not there or does not read such tensors."""
+        if q.dtype != torch.float32:
+            q = q.float()
+        if mask is not None and mask.dtype == torch.float16:
+            mask = mask.float()
+        seen = None if mask is None else mask.stride()
+        key = (q.stride(), k.stride(), v.stride(), seen, k.dtype, v.dtype)
+        if key not in self.layouts:
+            self.layouts[key] = self._layout(q, k, v, mask)
+        layout = self.layouts[key]
+        if layout is None:
+            return None
+        y = torch.empty_strided(layout.shape, layout.strides)
+        layout.attend(
+            layout.index,
+            layout.described,
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            None if mask is None else mask.data_ptr(),
+            y.data_ptr(),
+            scratch(layout.room, y.device).data_ptr(),
+        )
+        return y
+
+    def _layout(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> _Layout | None:
+        library, attrs = native(), self.attrs
+        if library is None or not _is_read(q, k, v):
+            return None
+        outer, m = q.shape[:-2], q.shape[-2]
+        t, d, e = k.shape[-2], k.shape[-1], v.shape[-1]
+        y = _laid_out_by_rows(outer, m, e)
+        strides = [stride for tensor in (q, k, v, y) for stride in _strides(tensor)[:-1]]
+        shown = torch.empty(()) if mask is None else mask[self.missing]
+        strides += _strides(shown.expand(*outer, m, t))
+        sizes = [1] * (_OUTER - len(outer)) + [*outer, m, t, d, e]
+        small = math.prod(outer) * m * t * d < SERIAL_BELOW
+        threads = 1 if small else torch.get_num_threads()
+        described = Attention(
+            (ctypes.c_int64 * len(sizes))(*sizes),
+            (ctypes.c_int64 * len(strides))(*strides),
+            ATTENDED[k.dtype],
+            MASKS[attrs["mask"]],
+            attrs["scale"],
+            attrs["fill"],
+            threads,
+            library.fork,
+        )
+        if attrs["rows_first"]:
+            y = y.transpose(-2, -3)
+        room = threads * library.functions["room"](library.index, d, t)
+        attend = library.functions["attend"]
+        shape = tuple(y.shape), tuple(y.stride())
+        return _Layout(attend, library.index, ctypes.byref(described), *shape, room)
+
+
+def _is_read(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
+    rows = all(t.stride(-1) == 1 for t in (q, k, v))
+    return rows and not q.is_cuda and q.dtype == torch.float32 and k.dtype == v.dtype in ATTENDED
+
+
+def _strides(t: torch.Tensor) -> list[int]:
+    """Strides with zeros for outer axes that are not there."""
+    return [0] * (_OUTER + 2 - t.dim()) + list(t.stride())
+
+
+def _laid_out_by_rows(outer: tuple[int, ...], m: int, e: int) -> torch.Tensor:
+    """(*outer, m, e) without memory, laid out as (b, m, r, n, e): what a row-sharded product reads
+    as one matrix."""
+    r, b, n = (1,) * (_OUTER - len(outer)) + tuple(outer)
+    whole = torch.empty(b, m, r, n, e, device="meta").permute(2, 0, 3, 1, 4)
+    return whole[(0,) * (_OUTER - len(outer))]

@@ -29,16 +29,38 @@ def per_replica(run: _Run) -> _Run:
     return call
 
 
+_FEW = 64
+"""Indices that are looked at one by one before they are used."""
+
+
 def _take(t: torch.Tensor, indices: torch.Tensor, axis: int, zero_oor: bool) -> torch.Tensor:
     """Elements along ``axis``; out of range gives zeros, or the nearest element."""
-    flat = indices.reshape(-1).long()
+    flat = indices.reshape(-1)
     size = t.shape[axis]
+    shape = (*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :])
+    few = flat.dtype == torch.int32 and not flat.is_cuda and len(flat) <= _FEW
+    if few and all(0 <= index < size for index in flat.tolist()):
+        return t.index_select(axis, flat).view(shape)
+    flat = flat.long()
     inside = flat.clamp(0, size - 1)
     result = t.index_select(axis, inside)
     if zero_oor:
-        shape = [-1 if i == axis else 1 for i in range(t.dim())]
-        result.masked_fill_((flat != inside).view(shape), 0)
-    return result.reshape((*t.shape[:axis], *indices.shape, *t.shape[axis + 1 :]))
+        over_rows = [-1 if i == axis else 1 for i in range(t.dim())]
+        result.masked_fill_((flat != inside).view(over_rows), 0)
+    return result.view(shape)
+
+
+def _take_shards(t: torch.Tensor, indices: torch.Tensor, zero_oor: bool) -> torch.Tensor:
+    """Rows of each replica's part (r, rows, ...) of one table, as one lookup in it."""
+    replicas, rows = t.shape[:2]
+    inside = indices.long().clamp(0, rows - 1)
+    starts = torch.arange(0, replicas * rows, rows, device=t.device)
+    places = inside + starts.view(-1, *(1,) * (inside.dim() - 1))
+    table = t.as_strided((replicas * rows, *t.shape[2:]), t.stride()[1:])
+    result = table.index_select(0, places.view(-1)).view(*indices.shape, *t.shape[2:])
+    if zero_oor:
+        result.masked_fill_((inside != indices).view(*indices.shape, *(1,) * (t.dim() - 2)), 0)
+    return result
 
 
 @kernel("Gather", "PopartTiedGather")
@@ -53,8 +75,17 @@ def gather(site: Site, lead: int) -> _Run:
         pairs = zip(t, indices, strict=True)
         return torch.stack([_take(part, rows, axis - 1, zero_oor) for part, rows in pairs])
 
-    run = single if site.attrs["group_size"] == 1 else grouped
-    return per_replica(run) if lead else run
+    if site.attrs["group_size"] != 1:
+        return per_replica(grouped) if lead else grouped
+    each = per_replica(single)
+
+    def shards(t: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        # One after the other in memory, as parts of one table are.
+        if axis == 0 and t.stride(0) == t.shape[1] * t.stride(1):
+            return _take_shards(t, indices, zero_oor)
+        return each(t, indices)
+
+    return shards if lead else single
 
 
 def _window(t: torch.Tensor, index: torch.Tensor, site: Site) -> torch.Tensor:

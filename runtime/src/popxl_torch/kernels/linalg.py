@@ -39,8 +39,8 @@ _HALF = (torch.float16, torch.bfloat16)
 _kept = threading.local()
 
 
-def _scratch(elements: int, device: torch.device) -> torch.Tensor:
-    """Float32 memory that this thread reuses from call to call."""
+def scratch(elements: int, device: torch.device) -> torch.Tensor:
+    """Float32 memory that this thread reuses from call to call, of that many elements or more."""
     buffers: dict[torch.device, torch.Tensor] | None = getattr(_kept, "buffers", None)
     if buffers is None:
         buffers = _kept.buffers = {}
@@ -48,7 +48,7 @@ def _scratch(elements: int, device: torch.device) -> torch.Tensor:
     if found is None or found.numel() < elements:
         with torch.inference_mode(False):  # it serves outside of runs too
             found = buffers[device] = torch.empty(elements, dtype=torch.float32, device=device)
-    return found[:elements]
+    return found
 
 
 def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -63,6 +63,8 @@ def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """
     if isinstance(w, QuantisedTensor):
         return product(x, w, matmul_2d)
+    if x.dtype == w.dtype == torch.float32:
+        return torch.mm(x, w)
     rows = x.shape[0]
     for rule in RULES.get((w.device.type, w.dtype), ()):
         if rows <= rule.rows and rule.fits(x, w):
@@ -89,10 +91,10 @@ def _matmul_tiled(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     x = _widened(x)
     y = torch.empty(m, n, dtype=torch.float32, device=x.device)
     by_columns = w.stride(0) == 1  # stored as (n, k): a tile's columns are contiguous rows there
-    scratch = _scratch(min(n, TILE_COLUMNS) * k, x.device)
+    kept = scratch(min(n, TILE_COLUMNS) * k, x.device)
     for start in range(0, n, TILE_COLUMNS):
         columns = min(TILE_COLUMNS, n - start)
-        piece = scratch[: columns * k]
+        piece = kept[: columns * k]
         tile = piece.view(columns, k).t() if by_columns else piece.view(k, columns)
         tile.copy_(w[:, start : start + columns])
         torch.mm(x, tile, out=y[:, start : start + columns])
@@ -123,7 +125,7 @@ def _native_tiles(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     library = native()
     assert library is not None
     x, w = _native_input(x), w.t()
-    return library.tiles(x, w, _scratch(library.scratch_size(x, w), x.device))
+    return library.tiles(x, w, scratch(library.scratch_size(x, w), x.device))
 
 
 def _is_big(x: torch.Tensor, w: torch.Tensor) -> bool:

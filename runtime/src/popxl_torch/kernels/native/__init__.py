@@ -1,4 +1,5 @@
-"""Products with half-precision weights in C++ (gemm.cpp), where the library was built.
+"""Products with half-precision weights, attention of few queries and rotary positions in C++
+(gemm.cpp), where the library was built.
 
 The library is built when the runtime is installed, if there is a compiler; without it, on other
 processors, or with ``POPXL_TORCH_NATIVE=0``, :func:`native` is None and torch does the work. The
@@ -20,11 +21,17 @@ from typing import Any
 import torch
 
 SWITCH = "POPXL_TORCH_NATIVE"
-VERSION = 1
+VERSION = 3
 """What popxl_native_version() of a library that fits this file answers."""
 
 STORED = (torch.float16, torch.bfloat16)
 """Dtypes of weights that the library reads."""
+
+ATTENDED = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+"""Dtypes of keys and values that it reads, with their numbers."""
+
+MASKS = {None: 0, "visible": 1, "hidden": 2, "added": 3}
+"""What a mask may mean (see passes/fuse_attention.py), with numbers."""
 
 SERIAL_BELOW = 1 << 19
 """Elements of a weight, times rows, under which waking a second thread costs more than it saves."""
@@ -47,7 +54,39 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "dot4": (None, (_INT, *(_LONG,) * 3, *(_POINTER, _LONG) * 4, _POINTER, _INT, _POINTER)),
     "widen8": (None, (_INT, *(_LONG,) * 2, _POINTER, _LONG, *(_POINTER,) * 2, _INT, _POINTER)),
     "widen4": (None, (_INT, *(_LONG,) * 2, *(_POINTER, _LONG) * 2, _POINTER, _INT, _POINTER)),
+    "room": (_LONG, (_INT, _LONG, _LONG)),
+    "attend": (None, (_INT, *(_POINTER,) * 7)),
+    "rotate": (None, (_POINTER,) * 5),
 }
+
+
+class Attention(ctypes.Structure):
+    """What does not change from call to call of ``attend``: sizes; four strides (three outer axes
+    and rows) each of q, k, v, y and the mask, and that of the mask's columns."""
+
+    _fields_ = (
+        ("sizes", _LONG * 7),
+        ("strides", _LONG * 21),
+        ("type", _LONG),
+        ("mask", _LONG),
+        ("scale", ctypes.c_double),
+        ("fill", ctypes.c_double),
+        ("threads", _LONG),
+        ("fork", _POINTER),
+        ("pointers", _POINTER * 6),
+    )
+
+
+class Rotation(ctypes.Structure):
+    """What does not change from call to call of ``rotate``."""
+
+    _fields_ = (
+        ("size", _LONG * 5),
+        ("d", _LONG),
+        ("pairs", _LONG),
+        ("halves", _LONG),
+        ("strides", _LONG * 11),
+    )
 
 
 @dataclass(frozen=True, slots=True)

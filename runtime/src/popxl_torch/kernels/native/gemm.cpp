@@ -1,16 +1,19 @@
-// Matrix products with half-precision weights: y[m, n] = x[m, k] * w[n, k]^T.
+// Matrix products with half-precision weights: y[m, n] = x[m, k] * w[n, k]^T; attention of few
+// queries over many keys and values of any precision; rotary positions.
 //
-// x and y are float32; w is float16 or bfloat16, row-major with any distance between rows, so that
-// shards of a mapped file are read where they are. Every product and sum is float32.
+// x and y are float32; w, keys and values are float16 or bfloat16 (the latter two also float32),
+// row-major with any distance between rows, so that shards of a mapped file and parts of a cache are
+// read where they are. Every product and sum is float32.
 //
 // A plain C interface, called through ctypes: no Python, no torch. Nothing here allocates.
 //
-// The loops are in gemm_loops.h, which is included once per instruction set with the few operations
-// that it is written in. A new set (NEON, say) is one more block of those operations below and one
-// row of SETS.
+// The loops are in gemm_loops.h and attention_loops.h, which are included once per instruction set
+// with the few operations that they are written in. A new set (NEON, say) is one more block of those
+// operations below and one row of SETS.
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "parallel.h"
@@ -23,8 +26,17 @@ namespace {
 
 using std::uint16_t;
 
-struct Half {};   // float16
-struct Brain {};  // bfloat16
+struct Half {  // float16
+  using Stored = uint16_t;
+};
+struct Brain {  // bfloat16
+  using Stored = uint16_t;
+};
+struct Single {
+  using Stored = float;
+};
+enum Type { HALF, BRAIN, SINGLE };
+enum Mask { NO_MASK, VISIBLE, HIDDEN, ADDED };
 
 struct Problem {
   int64_t m, n, k;
@@ -37,6 +49,34 @@ struct Problem {
   float* scratch;
   int threads;
   Fork fork;
+};
+
+struct Strides {  // in elements, of three outer axes and of rows
+  int64_t outer[3], row;
+  int64_t of(const int64_t* at) const {
+    return at[0] * outer[0] + at[1] * outer[1] + at[2] * outer[2];
+  }
+};
+
+// y = softmax(scale * q * k^T, masked) * v for each element of the outer axes. Elements of a row are
+// neighbours; those of the mask are mask_column apart. The caller keeps the part before the pointers.
+struct Attention {
+  int64_t outer[3], m, t, d, e;
+  Strides q_at, k_at, v_at, y_at, mask_at;
+  int64_t mask_column;
+  int64_t type, mask_kind;
+  double scale, fill;
+  int64_t threads;
+  Fork fork;
+  const float* q;
+  const void *k, *v, *mask;
+  float *y, *scratch;
+};
+
+// What is rotated: see popxl_native_rotate.
+struct Rotation {
+  int64_t size[5], d, pairs, halves;
+  int64_t x_at[5], sin_at[3], cos_at[3];
 };
 
 constexpr int64_t CHUNK_ROWS = 768;  // rows of x that the scratch memory holds at once
@@ -76,6 +116,7 @@ namespace avx2 {
 #define POPXL_ENTRY __attribute__((target("avx2,fma,f16c")))
 using Vector = __m256;
 constexpr int LANES = 8;
+constexpr int ATTEND_VECTORS = 8;
 constexpr int TILE_ROWS = 6;  // times two vectors: 12 of 16 registers hold sums
 constexpr int dot_columns(int rows) { return rows <= 3 ? 4 : rows == 4 ? 3 : 2; }
 POPXL_SIMD Vector zero() { return _mm256_setzero_ps(); }
@@ -102,6 +143,20 @@ POPXL_SIMD float total(Vector v) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+template <class Type>
+POPXL_SIMD Vector load_as(const typename Type::Stored* p) {
+  if constexpr (std::is_same_v<Type, Single>)
+    return load(p);
+  else
+    return load_wide<Type>(p);
+}
+template <class Type>
+POPXL_SIMD Vector load_some(const typename Type::Stored* p, int64_t count) {
+  typename Type::Stored end[LANES] = {};
+  std::memcpy(end, p, count * sizeof(*p));
+  return load_as<Type>(end);
+}
+#include "attention_loops.h"
 #include "gemm_loops.h"
 #undef POPXL_SIMD
 #undef POPXL_ENTRY
@@ -113,6 +168,7 @@ namespace avx512 {
 #define POPXL_ENTRY __attribute__((POPXL_TARGET))
 using Vector = __m512;
 constexpr int LANES = 16;
+constexpr int ATTEND_VECTORS = 16;
 constexpr int TILE_ROWS = 12;  // times two vectors: 24 of 32 registers hold sums
 constexpr int dot_columns(int) { return 4; }
 POPXL_SIMD Vector zero() { return _mm512_setzero_ps(); }
@@ -134,6 +190,22 @@ POPXL_SIMD void store_wide_16(float* p, __m256i v) {
   store(p, widen(v, Type{}));
 }
 POPXL_SIMD float total(Vector v) { return _mm512_reduce_add_ps(v); }
+template <class Type>
+POPXL_SIMD Vector load_as(const typename Type::Stored* p) {
+  if constexpr (std::is_same_v<Type, Single>)
+    return load(p);
+  else
+    return load_wide<Type>(p);
+}
+template <class Type>
+POPXL_SIMD Vector load_some(const typename Type::Stored* p, int64_t count) {
+  const auto some = static_cast<__mmask16>((1u << count) - 1);
+  if constexpr (std::is_same_v<Type, Single>)
+    return _mm512_maskz_loadu_ps(some, p);
+  else
+    return widen(_mm256_maskz_loadu_epi16(some, p), Type{});
+}
+#include "attention_loops.h"
 #include "gemm_loops.h"
 #undef POPXL_SIMD
 #undef POPXL_ENTRY
@@ -147,6 +219,8 @@ struct Set {
   void (*dot)(const Problem&, bool brain);
   void (*tiles)(const Problem&, bool brain);
   int64_t (*scratch)(const Problem&);
+  void (*attend)(const Attention&);
+  int64_t (*room)(int64_t d, int64_t t);
 };
 
 // Best first.
@@ -157,15 +231,15 @@ const Set SETS[] = {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
      },
-     avx512::dot_all, avx512::tiles_all, avx512::scratch_floats},
+     avx512::dot_all, avx512::tiles_all, avx512::scratch_floats, avx512::attend_all, avx512::attend_room},
     {"avx2",
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
-     avx2::dot_all, avx2::tiles_all, avx2::scratch_floats},
+     avx2::dot_all, avx2::tiles_all, avx2::scratch_floats, avx2::attend_all, avx2::attend_room},
 #endif
-    {nullptr, nullptr, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
 }  // namespace
@@ -173,7 +247,7 @@ const Set SETS[] = {
 extern "C" {
 
 // Changes with the meaning of any function below; the caller compares it with its own.
-__attribute__((visibility("default"))) int popxl_native_version() { return 1; }
+__attribute__((visibility("default"))) int popxl_native_version() { return 3; }
 
 // Name of instruction set i, best first, or null after the last one.
 __attribute__((visibility("default"))) const char* popxl_native_set(int i) { return SETS[i].name; }
@@ -203,5 +277,47 @@ __attribute__((visibility("default"))) void popxl_native_tiles(
     Fork fork) {
   SETS[set].tiles(Problem{m, n, k, x, x_row, w, w_row, y, y_row, scratch, threads, fork},
                   brain != 0);
+}
+
+// Floats of scratch memory that popxl_native_attend needs for each thread.
+__attribute__((visibility("default"))) int64_t popxl_native_room(int set, int64_t d, int64_t t) {
+  return SETS[set].room(d, t);
+}
+
+// Attention: all of `layout` but its pointers is given.
+__attribute__((visibility("default"))) void popxl_native_attend(int set, const Attention* layout,
+                                                                const float* q, const void* k,
+                                                                const void* v, const void* mask,
+                                                                float* y, float* scratch) {
+  Attention p = *layout;
+  p.q = q, p.k = k, p.v = v, p.mask = mask, p.y = y, p.scratch = scratch;
+  SETS[set].attend(p);
+}
+
+// Rotary positions. x is (a, b, s, n, c, d), of which pairs of the first 2 * pairs channels are
+// rotated and those behind are copied; pairs are neighbours or, with `halves`, `pairs` apart. sin and
+// cos have strides for a, b and s. y is (c, a, b, s, n, d), contiguous.
+__attribute__((visibility("default"))) void popxl_native_rotate(const Rotation* layout,
+                                                                const float* x, const float* sin,
+                                                                const float* cos, float* y) {
+  const Rotation& p = *layout;
+  const int64_t* size = p.size;
+  const int64_t apart = p.halves ? p.pairs : 1, next = p.halves ? 1 : 2;
+  const int64_t rows = size[0] * size[1] * size[2];
+  for (int64_t c = 0; c < size[4]; ++c)
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t s = row % size[2], b = row / size[2] % size[1], a = row / size[2] / size[1];
+      const float* sines = sin + a * p.sin_at[0] + b * p.sin_at[1] + s * p.sin_at[2];
+      const float* cosines = cos + a * p.cos_at[0] + b * p.cos_at[1] + s * p.cos_at[2];
+      const float* in = x + a * p.x_at[0] + b * p.x_at[1] + s * p.x_at[2] + c * p.x_at[4];
+      for (int64_t n = 0; n < size[3]; ++n, in += p.x_at[3], y += p.d) {
+        for (int64_t i = 0; i < p.pairs; ++i) {
+          const float first = in[i * next], second = in[i * next + apart];
+          y[i * next] = first * cosines[i] - second * sines[i];
+          y[i * next + apart] = second * cosines[i] + first * sines[i];
+        }
+        std::memcpy(y + 2 * p.pairs, in + 2 * p.pairs, (p.d - 2 * p.pairs) * sizeof(float));
+      }
+    }
 }
 }
