@@ -12,6 +12,7 @@ from typing import Any, List, Literal, Tuple
 import popart
 import popdist
 from popart._internal import ir as _ir
+from popxl._dot import to_dot
 from popxl.context import get_current_context
 from popxl.graph import Graph
 from popxl.module import Module
@@ -175,13 +176,24 @@ class Ir:
         return self._used_streams("HostLoad")
 
     def dot_checkpoint(self, check: str, save_dir: Path | str | None = None) -> None:
-        """Would write a picture of the graphs; records the request only."""
+        """Write the graphs as they are now to ``<save_dir>/<check>.dot``, if ``check`` is wanted.
+
+        Wanted are the names in the environment's POPART_DOT_CHECKS (separated by colons) or else
+        in the session option ``dotChecks``; all, where neither names any.
+
+        Args:
+            check: name of the picture.
+            save_dir: made if it is not there; default the session option ``logDir``, which it sets.
+        """
         options = self._program.options
         if save_dir is not None:
             Path(save_dir).mkdir(parents=True, exist_ok=True)
             options.logDir = str(save_dir)
         if "POPART_DOT_CHECKS" not in os.environ and not options.dotChecks:
-            options.dotChecks = {"All"}
+            options.dotChecks = {"ALL"}
+        named = os.environ.get("POPART_DOT_CHECKS", "").split(":")
+        if {"ALL", check.upper()} & {name.upper() for name in (*named, *options.dotChecks)}:
+            (Path(options.logDir) / f"{check}.dot").write_text(to_dot(self._program))
 
     def __hash__(self) -> int:
         return self.id

@@ -247,11 +247,34 @@ def test_the_newer_cache_variable_wins(monkeypatch: pytest.MonkeyPatch):
 
 def test_dot_checkpoint(ir: popxl.Ir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("POPART_DOT_CHECKS", raising=False)
+    with ir.main_graph:
+        x = popxl.variable(1.0, name='a"b')
+        ops.call(ir.create_graph(lambda t: ops.relu(t) + t, x), x)
     ir.dot_checkpoint("start", tmp_path / "a" / "b")
     options = ir._pb_ir.getSessionOptions()
-    assert (tmp_path / "a" / "b").is_dir()
     assert options.logDir == str(tmp_path / "a" / "b")
     assert options.dotChecks
+    text = (tmp_path / "a" / "b" / "start.dot").read_text()
+    assert text.startswith("digraph")
+    assert text.count("{") == text.count("}") == 3
+    for part in ("Relu", "Add", "Call", "relu_out () float32"):
+        assert part in text
+    assert 'a\\"b' in text
+
+
+@pytest.mark.parametrize("where", ["environment", "options"])
+def test_dot_checkpoints_that_are_wanted(
+    ir: popxl.Ir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    monkeypatch.delenv("POPART_DOT_CHECKS", raising=False)
+    if where == "environment":
+        monkeypatch.setenv("POPART_DOT_CHECKS", "one:two")
+    else:
+        ir._pb_ir.getSessionOptions().dotChecks = {"one", "two"}
+    for check in ("two", "three"):
+        ir.dot_checkpoint(check, tmp_path)
+    ir.dot_checkpoint("one")
+    assert {path.name for path in tmp_path.iterdir()} == {"one.dot", "two.dot"}
 
 
 def test_low_level_handle_leads_back(ir: popxl.Ir):
