@@ -1,4 +1,5 @@
-"""Writes docs/popxl-coverage.md: which of PopXL's public names popxl-torch has.
+"""Writes docs/popxl-coverage.md: which of PopXL's public names popxl-torch has. The table of
+runtime/README.md is made of the same.
 
 Nothing is typed by hand: the names come from the API lists in runtime/tests/api/, their state from
 the package itself. A name is not implemented if all it does is to raise NotImplementedError, and
@@ -24,6 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "popxl-coverage.md"
+README = ROOT / "runtime" / "README.md"
+BEGIN, END = "<!-- made by make coverage -->\n", "<!-- end -->"
 API = ROOT / "runtime" / "tests" / "api"
 SOURCES = ROOT / "runtime" / "src"
 PACKAGES = ("popxl", "popxl_addons")
@@ -245,23 +248,40 @@ def oddities() -> str:
     return "\n".join(lines)
 
 
-def document() -> str:
+def support(found: dict[str, dict[str, str]]) -> str:
+    """The README's table: counts, and by name what is not simply implemented."""
+    lines = [summary(found), ""]
+    for each in (RECORDED, MISSING):
+        names = [f"`{n}`" for names in found.values() for n, s in names.items() if s == each]
+        if names:
+            lines.append(textwrap.fill(f"{each.capitalize()}: {', '.join(sorted(names))}.", 110))
+    return "\n".join(lines) + "\n"
+
+
+def readme(found: dict[str, dict[str, str]]) -> str:
+    """The README with a new table."""
+    head, rest = README.read_text().split(BEGIN)
+    return head + BEGIN + support(found) + END + rest.split(END)[1]
+
+
+def document(found: dict[str, dict[str, str]]) -> str:
     """The whole text."""
-    found = {package: states(package) for package in PACKAGES}
     parts = [HEAD, summary(found), "", *(listing(p, names) for p, names in found.items())]
     return "\n".join([*parts, oddities()]).rstrip() + "\n"
 
 
 def main() -> int:
-    """Writes the document, or with --check says whether it is up to date."""
+    """Writes the document and the table, or with --check says whether they are up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     options = parser.parse_args()
-    text = document()
+    found = {package: states(package) for package in PACKAGES}
+    texts_by_file = {DOCUMENT: document(found), README: readme(found)}
     if options.check:
-        return int(DOCUMENT.read_text() != text)
-    DOCUMENT.write_text(text)
-    print(DOCUMENT.relative_to(ROOT))
+        return int(any(path.read_text() != text for path, text in texts_by_file.items()))
+    for path, text in texts_by_file.items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
     return 0
 
 

@@ -50,8 +50,10 @@ def just_a_docstring(x: int) -> None:
     """Does nothing, on purpose."""
 
 
-def test_the_document_is_up_to_date(coverage):
-    assert coverage.DOCUMENT.read_text() == coverage.document(), "run make coverage"
+def test_the_documents_are_up_to_date(coverage):
+    found = {package: coverage.states(package) for package in coverage.PACKAGES}
+    assert coverage.DOCUMENT.read_text() == coverage.document(found), "run make coverage"
+    assert coverage.README.read_text() == coverage.readme(found), "run make coverage"
 
 
 @pytest.mark.parametrize("package", ["popxl", "popxl_addons"])
