@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,15 @@ from execution.prompts import Picture, Prompt
 from execution.runs import runs_of
 from inference import inference
 from tests.small_configs import PRECISIONS, TENSOR_PARALLEL, small_config
-from tests.small_sessions import SIZES, VOCABULARY, logits_of, open_session, pictures
-from tests.tolerances import BY_PRECISION, FLOAT32, assert_close, relative_error
+from tests.small_sessions import (
+    SIZES,
+    VOCABULARY,
+    logits_of,
+    open_session,
+    pictures,
+    recorded_kinds,
+)
+from tests.tolerances import BY_PRECISION, FLOAT16, FLOAT32, assert_close, relative_error
 from utils.errors import UserError
 from utils.sampling import Sampling
 
@@ -54,13 +63,22 @@ def ids_of(results: Sequence[Generation]) -> list[list[int]]:
     return [result.generated_ids for result in results]
 
 
+def random_batch(
+    rng: np.random.Generator, batch: int, longest: int
+) -> tuple[np.ndarray, list[list[int]]]:
+    """Pictures and prompts; in every other batch some sequences have those of others."""
+    images, texts = pictures(rng, batch), random_prompts(rng, batch, longest)
+    rows = rng.integers(0, batch, batch) if rng.random() < 0.5 else np.arange(batch)
+    return images[rows], [texts[row] for row in rows]
+
+
 def check_schemes_agree(
     rng: np.random.Generator, tensor_parallel: int, batch: int, prompts: int
 ) -> None:
     config = small_config(tensor_parallel, "float32", batch, **SIZES)
     with open_session(config, "cached") as cached, open_session(config, "recompute") as plain:
         for _ in range(-(-prompts // batch)):
-            images, texts = pictures(rng, batch), random_prompts(rng, batch, 16)
+            images, texts = random_batch(rng, batch, 16)
             ours, theirs = (continued(s, config, images, texts, 9) for s in (cached, plain))
             assert ids_of(ours) == ids_of(theirs)
             for one, other in zip(ours, theirs, strict=True):
@@ -74,10 +92,48 @@ def test_greedy_text_equals_the_recompute_schemes(rng, tensor_parallel, batch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("batch", [1, 2, 4])
 @pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
 def test_greedy_texts_of_200_prompts_equal_the_recompute_schemes(rng, tensor_parallel, batch):
     check_schemes_agree(rng, tensor_parallel, batch, prompts=200)
+
+
+def greedy_and_forced(batch: int, prompts: int) -> tuple[list[list[int]], np.ndarray]:
+    """Greedy texts in float32, and logits behind given ids in float16: the same from call to call.
+
+    Returns:
+        Ids of each sequence, and logits (batches, steps, b, v).
+    """
+    rng = np.random.default_rng(batch)
+    batches = [random_batch(rng, batch, 16) for _ in range(-(-prompts // batch))]
+    ids: list[list[int]] = []
+    config = small_config(2, "float32", batch, **SIZES)
+    with open_session(config, "cached") as session:
+        for images, texts in batches:
+            ids += ids_of(continued(session, config, images, texts, 9))
+    config = small_config(2, "float16", batch, **SIZES)
+    forced = []
+    with open_session(config, "cached") as session:
+        runs = runs_of(session, config)
+        for number, (images, texts) in enumerate(batches):
+            new = np.reshape(ids[number * batch : (number + 1) * batch], (batch, -1)).T.tolist()
+            logits = runs.start(images, [[Picture(n), *text] for n, text in enumerate(texts)])
+            forced.append(np.stack([logits, *(runs.step(tokens) for tokens in new[:-1])]))
+    return ids, np.stack(forced)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch", [1, 4])
+def test_native_kernels_leave_200_texts_as_they_are(monkeypatch, batch):
+    """The switch is read once in a process, so what is off runs in another."""
+    ids, forced = greedy_and_forced(batch, 200)
+    monkeypatch.setenv("POPXL_TORCH_NATIVE", "0")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        other_ids, other_forced = pool.submit(greedy_and_forced, batch, 200).result()
+    assert ids == other_ids
+    assert len(ids) == 200
+    assert_close(forced, other_forced, FLOAT16)
 
 
 def test_greedy_text_is_the_same_for_every_cut_and_batch(rng):
@@ -221,13 +277,7 @@ def test_samples_share_the_picture_and_the_prompt(rng, monkeypatch):
     with open_session(config, "cached") as session:
         # What is left in the cache must not matter.
         continued(session, config, pictures(rng, batch), [[1] * 20, [2], [3] * 5], 3)
-        run, kinds = session.run, []
-
-        def recorded(inputs):
-            kinds.append(RunKind(int(np.ravel(inputs[session.inputs.kind])[0])))
-            return run(inputs)
-
-        monkeypatch.setattr(session, "run", recorded)
+        kinds = recorded_kinds(monkeypatch, session)
         results = generate(session, config, *same, sampling, count, NO_END)
     assert kinds == [RunKind.ENCODE, RunKind.SHARED_PREFILL] + [RunKind.DECODE] * (count - 1)
     assert len({tuple(result.generated_ids) for result in results}) == batch

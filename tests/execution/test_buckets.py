@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,15 +9,12 @@ from hypothesis import strategies as st
 from execution.buckets import (
     SMALLEST_PROMPT,
     SMALLEST_READ,
+    bucket_of,
     buckets,
     prompt_buckets,
     read_buckets,
+    score_buckets,
 )
-
-
-def bucket_of(length: int, lengths: Sequence[int]) -> int:
-    """The least of the lengths that has room for one."""
-    return lengths[bisect_left(lengths, length)]
 
 
 @given(st.integers(1, 3000), st.sampled_from([1, 4, 16, 64]), st.sampled_from([1, 2, 4, 8]))
@@ -30,7 +24,7 @@ def test_every_length_has_a_bucket_that_wastes_little(maximum, smallest, per_dou
     assert lengths[-1] == maximum
     for length in range(1, maximum + 1, 7):
         bucket = bucket_of(length, lengths)
-        assert bucket >= length
+        assert bucket == min(size for size in lengths if size >= length)
         assert bucket - length < max(smallest, length / per_doubling)
 
 
@@ -44,3 +38,9 @@ def test_prompts_and_reads_waste_what_they_may():
     assert prompt_buckets(644)[:3] == (SMALLEST_PROMPT, 32, 48)
     assert bucket_of(144 + 24, prompt_buckets(644)) == 176
     assert read_buckets(644)[:2] == (SMALLEST_READ, 128)
+
+
+def test_scores_are_for_a_few_tokens_or_piece_by_piece():
+    assert score_buckets(500) == (4, 8, 16, 32, 64)
+    assert score_buckets(24) == (4, 8, 16, 24)
+    assert score_buckets(2) == (2,)

@@ -188,14 +188,15 @@ def test_given_embeddings_take_the_place_of_pictures_and_back(rng, reference, mo
 
 def test_a_prompt_whose_picture_gave_way_is_read_again(rng, reference):
     """What the cache holds is known by its rows, which may hold another picture by now."""
-    config = small_config(2, "float32", 1, **SIZES)
+    config = small_config(2, "float32", 1, **SIZES)  # room for 7 pictures
     with open_session(config, "cached") as session:
         runs = runs_of(session, config)
-        for _ in range(9):
+        for _ in range(2):
             images = pictures(rng, 1)
             (found,) = runs.score(images, [[Picture(0), 3]], [[5, 6]])
             logits = logits_of(reference, images, [Picture(0), 3, 5])[-2:].log_softmax(-1)
             assert_close(found, logits.numpy()[[0, 1], [5, 6]], FLOAT32)
+            runs.embed(pictures(rng, 6), [Picture(n) for n in range(6)])
 
 
 def test_everyone_gets_the_same_runs_of_a_session_as_long_as_one_keeps_them():
