@@ -251,7 +251,7 @@ def oddities() -> str:
 def support(found: dict[str, dict[str, str]]) -> str:
     """The README's table: counts, and by name what is not simply implemented."""
     lines = [summary(found), ""]
-    for each in (RECORDED, MISSING):
+    for each in STATES[1:]:
         names = [f"`{n}`" for names in found.values() for n, s in names.items() if s == each]
         if names:
             lines.append(textwrap.fill(f"{each.capitalize()}: {', '.join(sorted(names))}.", 110))
