@@ -21,12 +21,20 @@ from typing import TYPE_CHECKING
 
 from config.config import MagmaConfig
 from config.parsing import load_preset, parse_config
-from execution.command import Printer, add_options, asked_prompts, dump, generation_options
+from execution.command import (
+    Printer,
+    add_options,
+    asked_prompts,
+    dump,
+    generation_options,
+    score_lines,
+)
 from execution.magma import RANDOM_PRESET, Magma, checkpoint_of
 from execution.options import Options, resolve
 from execution.prompts import check_length
 from execution.report import phase_table
 from utils.checkpoint_sources import RELEASE_PRESET
+from utils.errors import UserError
 from utils.files import require_writable
 from utils.log import check_level, set_seeds, setup_logging
 from utils.program import run_program
@@ -65,6 +73,8 @@ examples:
       pictures where the prompt says so, in order
   python run_inference.py --no_image --prompt "The capital of France is"
       text alone
+  python run_inference.py --image a.jpg --prompt "Is this a cat? A:" --score " yes" --score " no"
+      which answer is more probable
   python run_inference.py --temperature 0 --dump_logits logits.npy --dump_tokens tokens.json
       what the text was made of, as files
 
@@ -162,6 +172,8 @@ def _run(argv: Sequence[str]) -> None:
     for path in (options.dump_logits, options.dump_tokens):
         if path is not None:
             require_writable(path)
+    if options.score and (options.dump_logits or options.dump_tokens or options.skip_bad):
+        raise UserError("--score generates nothing: leave out --dump_* and --skip_bad")
     check_length(config, [], options.max_out_tokens, f"{options.max_out_tokens} new ones")
     prompts = asked_prompts(options)
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
@@ -178,6 +190,11 @@ def _run(argv: Sequence[str]) -> None:
 
 def _answer(magma: Magma, prompts: list, how: Options, options: Namespace, folder: Path) -> None:
     labels, pieces = zip(*prompts, strict=True)
+    if options.score:
+        scores = magma.score(prompts=list(pieces), continuations=options.score)
+        for label, line in zip(labels, scores, strict=True):
+            print(f"prompt:    {label}", *score_lines(line), sep="\n")
+        return
     stream = magma.stream(prompts=list(pieces), skip_bad=options.skip_bad, **how)
     config = magma.config.as_dict()
     _log.info("process %d, config %s: %s", os.getpid(), options.config, config)

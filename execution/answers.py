@@ -11,7 +11,7 @@ import numpy as np
 from execution.generate import Continuation, Generation
 from execution.inputs import Prepared
 from execution.options import Resolved
-from execution.prompts import Array, Picture
+from execution.prompts import Array, Embedded, Picture, Prompt
 from execution.sessions import OneSession, OpenSession, Sessions
 from utils.errors import UserError
 from utils.stopping import FinishReason, TextStream
@@ -151,17 +151,18 @@ class Stream(Iterator[Piece]):
             )
         return next(tokens, (None,))[0]
 
-    def _inputs(self, numbers: Sequence[int]) -> tuple[Array | None, list[list[int | Picture]]]:
+    def _inputs(self, numbers: Sequence[int]) -> tuple[Array | None, list[Prompt]]:
         """Pictures, prompt by prompt, and prompts that number them so."""
         images: list[Array] = []
-        prompts: list[list[int | Picture]] = []
+        prompts: list[Prompt] = []
         for number in numbers:
-            prompts.append([])
+            prompt: list[int | Picture | Embedded] = []
             for item in self._prepared.prompts[self._answers[number].prompt] or ():
                 if isinstance(item, Picture):
                     images.append(self._prepared.pictures[item.index])
                     item = Picture(len(images) - 1)
-                prompts[-1].append(item)
+                prompt.append(item)
+            prompts.append(prompt)
         return np.concatenate(images) if images else None, prompts
 
     def _update(self, answer: Answer, result: Generation, text: str) -> None:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from execution.answers import Answer, Piece, Stream
+from execution.magma import Score
 from execution.options import Options
 from execution.sessions import SCHEMES
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.images import ImageInput, load_image
 from utils.log import default_level
-from utils.sampling import TOP_P_FILTERS
+from utils.sampling import TOP_P_FILTERS, softmax
 
 if TYPE_CHECKING:
     from simple_parsing import ArgumentParser
@@ -30,13 +31,31 @@ PLACEHOLDER = "{image}"
 
 def add_options(parser: ArgumentParser) -> None:
     """Adds the program's own options to a parser."""
-    question = parser.add_argument_group("what to answer")
-    question.add_argument(
+    _add_model_options(parser)
+    _add_question_options(parser)
+    _add_sampling_options(parser)
+    _add_stopping_options(parser)
+    _add_output_options(parser)
+
+
+def _add_model_options(parser: ArgumentParser) -> None:
+    model = parser.add_argument_group("the model")
+    model.add_argument(
         "--checkpoint",
         metavar="PATH",
         help="weights: model folder, .pt or .safetensors file, index or folder (default: the "
         "published file, downloaded; random weights for config tiny)",
     )
+    model.add_argument(
+        "--scheme",
+        choices=sorted(SCHEMES),
+        default="cached",
+        help="cached keeps keys and values, recompute runs everything again for every token",
+    )
+
+
+def _add_question_options(parser: ArgumentParser) -> None:
+    question = parser.add_argument_group("what to answer")
     question.add_argument(
         "--image",
         metavar="PATH_OR_URL",
@@ -52,6 +71,13 @@ def add_options(parser: ArgumentParser) -> None:
         f"{PLACEHOLDER} (default: {DEFAULT_PROMPT})",
     )
     question.add_argument(
+        "--score",
+        metavar="TEXT",
+        action="append",
+        help="instead of generating, rank continuations by probability: their logarithms and their "
+        "shares among each other; repeat for each (behind a word they begin with a space)",
+    )
+    question.add_argument(
         "--num_samples",
         type=int,
         metavar="N",
@@ -60,14 +86,6 @@ def add_options(parser: ArgumentParser) -> None:
     question.add_argument(
         "--skip_bad", action="store_true", help="go on without prompts whose picture is unreadable"
     )
-    question.add_argument(
-        "--scheme",
-        choices=sorted(SCHEMES),
-        default="cached",
-        help="cached keeps keys and values, recompute runs everything again for every token",
-    )
-    _add_sampling_options(parser)
-    _add_output_options(parser)
 
 
 def _add_sampling_options(parser: ArgumentParser) -> None:
@@ -96,20 +114,22 @@ def _add_sampling_options(parser: ArgumentParser) -> None:
         default=1.0,
         help="above 1: tokens that the text has become less probable",
     )
+
+
+def _add_stopping_options(parser: ArgumentParser) -> None:
+    choice = parser.add_argument_group("when an answer ends")
     choice.add_argument("--max_out_tokens", type=int, default=6, help="new tokens at most")
     choice.add_argument("--min_out_tokens", type=int, default=0, help="no end before so many")
     choice.add_argument(
         "--stop",
         metavar="TEXT",
         action="append",
-        default=[],
         help="an answer ends before this text; may be repeated",
     )
     choice.add_argument(
         "--stop_token",
         metavar="ID_OR_TEXT",
         action="append",
-        default=[],
         help="token that ends an answer like the end-of-text token; may be repeated",
     )
 
@@ -153,8 +173,10 @@ def generation_options(options: Namespace, samples: int, seed: int) -> Options:
         top_p_mode=options.top_p_mode,
         repetition_penalty=options.repetition_penalty,
         seed=seed,
-        stop_strings=options.stop,
-        stop_tokens=[int(t) if t.isascii() and t.isdigit() else t for t in options.stop_token],
+        stop_strings=options.stop or [],
+        stop_tokens=[
+            int(t) if t.isascii() and t.isdigit() else t for t in options.stop_token or []
+        ],
         top_log_probs=options.logprobs or 0,
         output_logits=options.dump_logits is not None,
     )
@@ -288,6 +310,13 @@ class Printer:
 
 def _is_complete(answer: Answer) -> bool:
     return answer.error is not None or answer.finish_reason is not None
+
+
+def score_lines(scores: Sequence[Score]) -> list[str]:
+    """A line for each continuation, the most probable first: logarithm, share, text."""
+    shares = softmax(np.array([score.log_prob for score in scores]))
+    ranked = sorted(zip(scores, shares, strict=True), key=lambda pair: -pair[0].log_prob)
+    return [f"  {score.log_prob:9.3f}  {share:6.1%}  {score.text!r}" for score, share in ranked]
 
 
 def log_prob_lines(answer: Answer, token_text: Any) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from execution.prompts import Array, Picture
+from execution.prompts import Array, Embedded, Picture
 from utils.errors import UserError
 from utils.images import ImageInput, load_image, preprocess
 
@@ -114,9 +114,13 @@ class Prepared:
         errors: by prompt, why a picture of it cannot be used.
     """
 
-    prompts: list[list[int | Picture] | None]
+    prompts: list[list[int | Picture | Embedded] | None]
     pictures: list[Array]
     errors: dict[int, str]
+
+    def images(self) -> Array | None:
+        """All pictures, (any number, 3, y, x); None if there are none."""
+        return np.concatenate(self.pictures) if self.pictures else None
 
 
 def prepare(
@@ -139,7 +143,7 @@ def prepare(
     prepared = Prepared([], [], {})
     pictures = _Pictures(prepared.pictures, resolution)
     for index, pieces in enumerate(prompts):
-        prompt: list[int | Picture] = []
+        prompt: list[int | Picture | Embedded] = []
         try:
             for piece in pieces:
                 if isinstance(piece, str):

@@ -7,9 +7,11 @@ with Magma.from_pretrained("checkpoints/magma", device="cpu") as magma:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
@@ -17,9 +19,10 @@ from config.config import MagmaConfig, Precision
 from config.original import preset_or_original
 from config.parsing import load_preset, preset_names
 from execution.answers import Answer, Stream
-from execution.inputs import ImageLike, Prepared, pieces_of, prepare
+from execution.inputs import ImageLike, Prepared, encode, pieces_of, prepare
 from execution.options import Options, resolve
-from execution.prompts import check_length
+from execution.prompts import Array, Embedded, Prompt, check_continuations, check_length
+from execution.score import score
 from execution.sessions import OneSession, Sessions
 from modelling.mapping import model_weights
 from utils.checkpoint import open_checkpoint
@@ -32,10 +35,34 @@ from utils.tokenizer import tokenizer_for
 if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
 
-__all__ = ["Answer", "ImageInput", "Magma", "Options", "Stream"]
+__all__ = ["Answer", "ImageInput", "Magma", "Options", "Score", "Stream"]
 
 RANDOM_PRESET = "tiny"
 """The preset that has random weights where no checkpoint is named."""
+
+STEPS_BEHIND_EMBEDDINGS = 100
+"""New tokens at most behind given embeddings, where nothing is asked for; as older programs do."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable one continuation of one prompt is.
+
+    Attributes:
+        text: the continuation.
+        ids: its ids.
+        log_probs: of each id the natural logarithm of its probability behind the prompt and the ids
+            before it.
+    """
+
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+
+    @property
+    def log_prob(self) -> float:
+        """Logarithm of the probability of the whole continuation."""
+        return sum(self.log_probs)
 
 
 class Magma:
@@ -180,6 +207,7 @@ class Magma:
         """Closes the model."""
         self.close()
 
+    @overload
     def generate(
         self,
         images: ImageLike | list[Any] | None = None,
@@ -187,8 +215,30 @@ class Magma:
         *,
         skip_bad: bool = False,
         **options: Unpack[Options],
-    ) -> list[Answer]:
-        """Continues prompts.
+    ) -> list[Answer]: ...
+
+    @overload
+    def generate(
+        self,
+        *,
+        embeddings: Any,
+        max_steps: int = STEPS_BEHIND_EMBEDDINGS,
+        decode: bool = True,
+        **options: Unpack[Options],
+    ) -> list[str] | list[list[int]]: ...
+
+    def generate(
+        self,
+        images: Any = None,
+        prompts: Any = "",
+        *,
+        skip_bad: bool = False,
+        embeddings: Any = None,
+        max_steps: int = STEPS_BEHIND_EMBEDDINGS,
+        decode: bool = True,
+        **options: Unpack[Options],
+    ) -> list[Answer] | list[str] | list[list[int]]:
+        """Continues prompts, or embeddings as older programs do.
 
         Args:
             images: a picture (path, address, ImageInput, PIL image, array), or for each prompt one,
@@ -198,14 +248,23 @@ class Magma:
                 one prompt with all of several pictures.
             skip_bad: whether a prompt whose picture cannot be read gets an answer with ``error``
                 while the others go on.
+            embeddings: instead of pictures and prompts, [b, s, h] of :meth:`preprocess_inputs`.
+            max_steps: with embeddings, new tokens at most.
+            decode: with embeddings, whether texts are returned; else ids.
             **options: see :class:`execution.options.Options`.
 
         Returns:
-            The answers in the order of the prompts, samples of a prompt together.
+            The answers in the order of the prompts, samples of a prompt together. With embeddings,
+            for each sequence the new text or ids.
 
         Raises:
             UserError: values or sizes that do not fit, no or no readable picture; before any run.
         """
+        if embeddings is not None:
+            if images is not None or len(prompts):
+                raise UserError("give either embeddings, or pictures and prompts")
+            answers = self._continue_embeddings(embeddings, {"max_new_tokens": max_steps} | options)
+            return [a.text for a in answers] if decode else [a.ids for a in answers]
         stream = self.stream(images, prompts, skip_bad=skip_bad, **options)
         for _ in stream:
             pass
@@ -229,18 +288,113 @@ class Magma:
         prepared = self._prepare(images, prompts, skip_bad, settled.stopping.max_new_tokens)
         return Stream(self._sessions, prepared, settled, self.tokenizer)
 
+    def _continue_embeddings(self, embeddings: Any, options: Options) -> list[Answer]:
+        if hasattr(embeddings, "detach"):  # a tensor of torch
+            embeddings = embeddings.detach().float().cpu()
+        sequences = np.asarray(embeddings)
+        if sequences.ndim != 3:
+            raise UserError(f"the embeddings have shape {sequences.shape}; expected (b, s, h)")
+        settled = resolve(options, self.tokenizer, self.config.seed)
+        prepared = Prepared([[Embedded(rows)] for rows in sequences], [], {})
+        self._check(prepared, settled.stopping.max_new_tokens)
+        stream = Stream(self._sessions, prepared, settled, self.tokenizer)
+        for _ in stream:
+            pass
+        return stream.answers
+
+    def score(
+        self,
+        images: ImageLike | list[Any] | None = None,
+        prompts: str | list[Any] = "",
+        continuations: Sequence[str] | Sequence[Sequence[str]] = (),
+    ) -> list[list[Score]]:
+        """How probable given continuations are: closed answers, classification.
+
+        Args:
+            images: see :meth:`generate`, as for the next.
+            prompts: the prompts. Each is read once for all its continuations.
+            continuations: texts for every prompt, or a list of texts for each. They are encoded by
+                themselves: behind a word a continuation begins with a space.
+
+        Returns:
+            For each prompt its continuations' scores, in the order given.
+
+        Raises:
+            UserError: see :meth:`generate`; an empty continuation, or the recompute scheme.
+        """
+        prepared = self._prepare(images, prompts, False, 1)
+        texts = _by_prompt(continuations, len(prepared.prompts))
+        pairs: list[tuple[Prompt, list[int]]] = [
+            (prompt or [], encode(self.tokenizer, text))
+            for prompt, line in zip(prepared.prompts, texts, strict=True)
+            for text in line
+        ]
+        wholes, ids = [prompt for prompt, _ in pairs], [continuation for _, continuation in pairs]
+        check_continuations(self.config, wholes, ids)
+        opened = self._sessions.with_room(min(len(pairs), self._sessions.largest))
+        opened.user = self
+        found = iter(score(opened.session, opened.config, prepared.images(), wholes, ids))
+        left = iter(ids)
+        return [[Score(text, next(left), next(found).tolist()) for text in line] for line in texts]
+
+    def embed(
+        self, images: ImageLike | list[Any] | None = None, prompts: str | list[Any] = ""
+    ) -> list[Array]:
+        """What the language model gets of prompts: embeddings of their pictures and words.
+
+        Returns:
+            For each prompt [s, h] float32.
+
+        Raises:
+            UserError: see :meth:`generate`; or the recompute scheme.
+        """
+        prepared = self._prepare(images, prompts, False, 1)
+        opened = self._sessions.with_room(1)
+        opened.user = self
+        return [opened.runs.embed(prepared.images(), prompt or []) for prompt in prepared.prompts]
+
+    def preprocess_inputs(self, inputs: Sequence[Any]) -> Array:
+        """The embeddings of one prompt, as older programs ask for them.
+
+        Args:
+            inputs: texts and pictures in any order (bare strings are text).
+
+        Returns:
+            [1, s, h] float32, for :meth:`generate`.
+
+        Raises:
+            UserError: see :meth:`embed`.
+        """
+        return self.embed(prompts=[list(inputs)])[0][None]
+
     def _prepare(self, images: Any, prompts: Any, skip_bad: bool, new_tokens: int) -> Prepared:
         """Reads pictures and texts and checks that they fit."""
         pieces = pieces_of(images, prompts)
         resolution = self.config.visual.image_resolution
         prepared = prepare(pieces, self.tokenizer, resolution, skip_bad)
+        self._check(prepared, new_tokens)
+        return prepared
+
+    def _check(self, prepared: Prepared, new_tokens: int) -> None:
         for index, prompt in enumerate(prepared.prompts):
-            name = "the prompt" if len(pieces) == 1 else f"prompt {index}"
+            name = "the prompt" if len(prepared.prompts) == 1 else f"prompt {index}"
             if prompt is not None:
                 if not prompt:
                     raise UserError(f"{name} is empty: it needs a picture or some text")
                 check_length(self.config, prompt, new_tokens, f"{new_tokens} new ones", name)
-        return prepared
+
+
+def _by_prompt(continuations: Sequence[Any], prompts: int) -> list[list[str]]:
+    """The continuations of each prompt."""
+    if not continuations or isinstance(continuations, str):
+        raise UserError("there is nothing to score: give a list of continuations")
+    if all(isinstance(text, str) for text in continuations):
+        return [list(continuations)] * prompts
+    if len(continuations) != prompts:
+        raise UserError(
+            f"{len(continuations)} lists of continuations for {prompts} prompts; give one for each"
+        )
+    return [list(line) for line in continuations]
 
 
 def checkpoint_of(preset: str, config: MagmaConfig) -> Path:

@@ -171,6 +171,7 @@ _BAD = {
     ),
     "placeholders": (["--prompt", "{image} and {image}"], ["{image} 2 times", "1 --image"]),
     "second picture": (["--image", "P", "--image", "nowhere.png"], ["--image 2", "nowhere.png"]),
+    "score and dump": (["--score", "a", "--dump_tokens", "x.json"], ["--score", "--dump_"]),
     "stray word": (["picture.png"], ["'picture.png'"]),
     "other sizes than the published": (
         ["--config", "magma_v1_500", "--transformer.layers", "2"],
@@ -289,7 +290,7 @@ def test_help_teaches() -> None:
         "num_samples",
         "scheme",
         "log_level",
-        *("no_image", "skip_bad", "top_p_mode", "repetition_penalty", "min_out_tokens"),
+        *("no_image", "skip_bad", "score", "top_p_mode", "repetition_penalty", "min_out_tokens"),
         *("stop", "stop_token", "logprobs"),
         "dump_logits",
         "dump_tokens",
@@ -405,6 +406,20 @@ def test_stop_strings_and_log_probabilities(
     for line in lines[2:]:
         # The most probable token is the one chosen, so its logarithm stands twice.
         assert line.count(line.split()[0]) == 2
+
+
+@pytest.mark.usefixtures("_cache")
+def test_scores_are_ranked(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--image", str(picture), "--prompt", "A", "--prompt", "B"]
+    lines = _outputs([*argv, "--score", " red", "--score", " a", "--score", "x y z"], capsys)
+    assert [lines[0], lines[4]] == ["prompt:    A", "prompt:    B"]
+    for ranked in (lines[1:4], lines[5:8]):
+        log_probs = [float(line.split()[0]) for line in ranked]
+        assert log_probs == sorted(log_probs, reverse=True)
+        assert sum(float(line.split()[1].rstrip("%")) for line in ranked) == pytest.approx(
+            100, abs=0.2
+        )
+        assert {line.split(None, 2)[2] for line in ranked} == {"' red'", "' a'", "'x y z'"}
 
 
 def test_answers_are_printed_in_order_as_they_come(

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +102,17 @@ def test_readme_names_the_two_commands():
 def test_readme_uses_options_that_exist():
     sources = [(ROOT / name).read_text() for name in PROGRAM_SOURCES]
     assert unknown_options((ROOT / "README.md").read_text(), "\n".join(sources)) == set()
+
+
+def test_readme_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path))
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "length" in printed or "eos" in printed
+    assert names["embeddings"].shape[1] == 64
 
 
 def test_the_pipeline_of_checks_calls_make():

@@ -92,7 +92,10 @@ def reference_logits(
     reference: ReferenceMagma, magma: Magma, pieces: list[Any], ids: list[int]
 ) -> np.ndarray:
     """[len(ids), v] of forced ids behind a prompt."""
-    parts = [embedded(reference, magma, pieces), reference.embed_text(torch.tensor([ids[:-1]]))]
+    parts = [
+        embedded(reference, magma, pieces),
+        reference.embed_text(torch.tensor([ids[:-1]], dtype=torch.int64)),
+    ]
     with torch.no_grad():
         logits = reference.lm(inputs_embeds=torch.cat(parts[: len(ids)], dim=1)).logits[0]
     return logits[-len(ids) :].numpy()
@@ -291,6 +294,77 @@ def test_generation_config_and_arguments(magma):
     assert short.ids == answer.ids[:2]
     with pytest.raises(UserError, match="num_beams"):
         magma.generate(prompts="A", generation_config=GenerationConfig(num_beams=3))
+
+
+def test_scores_are_the_references(magma, reference, folder):
+    pictures, prompts = [folder / "a.png", folder / "b.png"], ["A dog", "What"]
+    continuations = [[" is red", " a", " and the cat"], [" else", " is"]]
+    scores = magma.score(pictures, prompts, continuations)
+    ours, theirs = [], []
+    for picture, prompt, texts_of, line in zip(
+        pictures, prompts, continuations, scores, strict=True
+    ):
+        assert [score.text for score in line] == texts_of
+        for score in line:
+            assert score.ids == magma.tokenizer.encode(score.text)
+            logits = reference_logits(reference, magma, [picture, prompt], score.ids)
+            expected = log_softmax(logits)[np.arange(len(score.ids)), score.ids]
+            assert score.log_prob == pytest.approx(expected.sum(), rel=1e-4)
+            ours += score.log_probs
+            theirs += expected.tolist()
+    assert_close(np.array(ours), np.array(theirs), FLOAT32)
+
+
+def test_scores_of_an_answer_are_its_log_probabilities(magma, folder):
+    (answer,) = magma.generate(folder / "a.png", "A", temperature=0, max_new_tokens=4)
+    ((score,),) = magma.score(folder / "a.png", "A", [answer.text])
+    if score.ids == answer.ids:
+        assert_close(np.array(score.log_probs), np.array(answer.log_probs), FLOAT32)
+    shared = magma.score(folder / "a.png", ["A", "B"], [answer.text, " no"])
+    assert [len(line) for line in shared] == [2, 2]
+    assert shared[0][0].log_prob == pytest.approx(score.log_prob, rel=1e-4)
+
+
+def test_embeddings_are_the_references(magma, reference, folder):
+    prompts = [["One ", folder / "a.png", " two"], ["text"]]
+    for pieces, found in zip(prompts, magma.embed(prompts=prompts), strict=True):
+        assert_close(found, embedded(reference, magma, pieces)[0].detach().numpy(), FLOAT32)
+
+
+def test_the_older_interface_continues_embeddings(magma, folder):
+    inputs = [ImageInput(folder / "a.png"), "Describe the painting:"]
+    before = list(inputs)
+    embeddings = magma.preprocess_inputs(inputs)
+    assert inputs == before
+    length = magma.config.image_tokens + len(magma.tokenizer.encode(inputs[1]))
+    assert embeddings.shape == (1, length, magma.config.transformer.hidden_size)
+    how: Any = {"temperature": 0, "top_k": 0, "top_p": 0.9}
+    (expected,) = magma.generate(prompts=inputs, max_new_tokens=6, **how)
+    assert magma.generate(embeddings=embeddings, max_steps=6, **how) == [expected.text]
+    assert magma.generate(
+        embeddings=torch.from_numpy(embeddings).requires_grad_(), max_steps=6, decode=False, **how
+    ) == [expected.ids]
+    both = np.concatenate([embeddings, embeddings])
+    assert magma.generate(embeddings=both, max_steps=6, **how) == [expected.text] * 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.generate(embeddings=np.zeros((3, 64))), r"shape \(3, 64\)"),
+        (lambda m: m.generate(embeddings=np.zeros((1, 3, 63))), "expected .*64"),
+        (lambda m: m.generate("a.png", embeddings=np.zeros((1, 3, 64))), "either embeddings"),
+        (lambda m: m.generate(embeddings=np.zeros((1, 60, 64)), max_steps=9), "too long"),
+        (lambda m: m.score(prompts="A", continuations=[]), "nothing to score"),
+        (lambda m: m.score(prompts="A", continuations=[""]), "continuation 0 is empty"),
+        (lambda m: m.score(prompts="A", continuations=[["a"], ["b"]]), "2 lists .* 1 prompts"),
+        (lambda m: m.score(prompts="A", continuations=["{" * 70]), "too long"),
+    ],
+)
+def test_what_cannot_be_scored_or_continued(call, message, magma, monkeypatch):
+    monkeypatch.setattr(magma, "_sessions", None)
+    with pytest.raises(UserError, match=message):
+        call(magma)
 
 
 def test_bad_pictures_are_named_or_skipped(magma, folder):
