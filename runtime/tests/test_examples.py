@@ -12,7 +12,7 @@ EXAMPLES = sorted(FOLDER.glob("*.py"))
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 12
+    assert len(EXAMPLES) >= 21
 
 
 @pytest.mark.parametrize("executor", ["plan", "interpreter"])
