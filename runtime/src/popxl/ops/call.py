@@ -186,6 +186,11 @@ class CallSiteInfo:
     ) -> None:
         """Let in-place changes of the input reach ``parent_tensor``.
 
+        Args:
+            parent_tensor: an input of the call.
+            infer_modified_regions: report only what ops of the graph write, not all of the tensor.
+                Recorded as the same thing: what nothing writes keeps its value.
+
         Raises:
             popart_internal_exception: the tensor is connected never or more than once.
         """
@@ -206,6 +211,12 @@ def call(
 
     Inputs are passed by value, except those that the graph takes by reference.
 
+    Args:
+        graph: a sub-graph.
+        inputs: tensors of the current graph or values for constants, by position; iterables are
+            expanded one level, arrays too: wrap those in a list.
+        inputs_dict: the same by input tensor of ``graph``.
+
     Raises:
         ValueError: too many, missing or doubly given inputs, or tensors of other graphs.
         TypeError: a value that cannot become a tensor.
@@ -221,7 +232,10 @@ def call_with_info(
     inputs_dict: Mapping[Tensor, TensorLike] | None = None,
     check_inputs: bool = True,
 ) -> CallSiteInfo:
-    """As :func:`call`, but returns the call site."""
+    """As :func:`call`, but returns the call site.
+
+    With ``check_inputs=False`` missing inputs are an IndexError instead of a ValueError.
+    """
     bound = _bind_inputs(graph, inputs, inputs_dict, check_inputs)
     if any(t is None for t in bound):
         raise IndexError(f"Inputs of graph {graph.id} are not connected.")

@@ -20,7 +20,11 @@ define(OpDef("RemoteCodeLoad", lambda ins, attrs: [], effect=True))
 
 
 def remote_code_load(graph: Graph, destination: CODE_LOCATION) -> None:
-    """Hint to load a graph's code from remote memory.
+    """Hint to load a graph's code from remote memory. No value depends on it.
+
+    Args:
+        graph: any but the current one.
+        destination: ``"executable"``.
 
     Raises:
         NotImplementedError: a destination other than ``"executable"``.
@@ -34,5 +38,9 @@ def remote_code_load(graph: Graph, destination: CODE_LOCATION) -> None:
 
 
 def code_copy(graph: Graph, source: CODE_LOCATION, destination: CODE_LOCATION) -> NoReturn:
-    """Never available."""
+    """Never available.
+
+    Raises:
+        NotImplementedError: always, as in PopXL.
+    """
     raise NotImplementedError("code_copy is not available.")

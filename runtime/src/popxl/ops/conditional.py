@@ -99,6 +99,15 @@ def conditional(
 ) -> tuple[Tensor, ...]:
     """Outputs of ``then_branch`` where ``cond`` (one bool) is true, else of ``else_branch``.
 
+    Args:
+        cond: bool, one element; evaluated when the op runs, on each replica.
+        then_branch: a sub-graph, whose outputs give the results their shapes.
+        else_branch: a sub-graph with as many outputs.
+        then_inputs: inputs of ``then_branch`` by position, as those of :func:`popxl.ops.call`.
+        else_inputs: inputs of ``else_branch`` by position.
+        then_inputs_dict: inputs of ``then_branch`` by its input tensors.
+        else_inputs_dict: inputs of ``else_branch`` by its input tensors.
+
     Raises:
         ValueError: the branches have different numbers of outputs, or input binding problems.
         NotImplementedError: a branch takes an input by reference.
@@ -118,7 +127,8 @@ def conditional_with_info(
     else_inputs_dict: Mapping[Tensor, Tensor] | None = None,
     check_inputs: bool = True,
 ) -> ConditionalSiteInfo:
-    """As :func:`conditional`, but returns the site."""
+    """As :func:`conditional`, but returns the site. With ``check_inputs=False`` inputs may be
+    missing, as long as the branch that is taken does not use them."""
     then_outputs, else_outputs = then_branch._record.outputs, else_branch._record.outputs
     if len(then_outputs) != len(else_outputs):
         raise ValueError(

@@ -19,6 +19,10 @@ def dropout(t: Tensor, seed_tensor: Tensor, p: float) -> Tensor:
         t: any shape.
         seed_tensor: (2,) uint32. The same seed and shape give the same mask.
         p: probability.
+
+    Raises:
+        TypeError: an argument is not a Tensor.
+        ValueError: an argument is not in the current graph, or they lie on different IPUs.
     """
     check_in_graph(get_current_context().graph, t=t, seed_tensor=seed_tensor)
     check_tensor_ipu_and_tile_set(t=t, seed_tensor=seed_tensor)

@@ -13,7 +13,16 @@ define(OpDef("HostStore", lambda ins, attrs: [], effect=True))
 
 @op_debug_context
 def host_store(d2h_stream: DeviceToHostStream, t: Tensor) -> None:
-    """Write ``t`` as the next element of a stream; ValueError if shape or dtype differ."""
+    """Write ``t`` as the next element of a stream.
+
+    Args:
+        d2h_stream: made by ``popxl.d2h_stream``.
+        t: of the stream's shape and dtype.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph, or its shape or dtype is not the stream's.
+    """
     check_in_graph(get_current_context().graph, t=t)
     if d2h_stream.dtype is not t.dtype:
         raise ValueError(

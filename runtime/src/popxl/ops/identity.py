@@ -15,7 +15,11 @@ define(OpDef("Identity", same, moves_data=True))
 
 @op_debug_context
 def identity(t: Tensor, output_name: Optional[str] = None) -> Tensor:
-    """A copy of ``t`` under another name, by default ``identity_<name of t>``.
+    """A copy of ``t`` under another name.
+
+    Args:
+        t: any shape and dtype.
+        output_name: default ``identity_<name of t>``.
 
     Raises:
         TypeError: ``t`` is not a Tensor.

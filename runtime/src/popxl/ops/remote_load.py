@@ -42,9 +42,13 @@ def remote_load(
     """A copy of entry ``offset`` of a buffer: its shape, dtype and meta shape.
 
     Args:
-        remote_buffer: where from.
-        offset: entry; an int or one integer known at run time.
-        name: debug name.
+        remote_buffer: entries of one shape and dtype.
+        offset: entry; an int, or one integer that is known at run time.
+        name: debug name; the result's is ``<name>_remote_loaded``.
+
+    Raises:
+        TypeError: the offset is neither an int nor a Tensor (NumPy's integers are not).
+        ValueError: the offset is not one integer of the current graph.
     """
     index = _offset_tensor(offset)
     base = name or f"id_{remote_buffer.remote_buffer_id}_offset_{index.name}"
@@ -58,8 +62,15 @@ def remote_load(
 def remote_load_(remote_buffer: RemoteBuffer, offset: int | Tensor, t: Tensor) -> Tensor:
     """Load entry ``offset`` into ``t``; returns an alias of it.
 
+    Args:
+        remote_buffer: entries of one shape and dtype.
+        offset: entry; an int, or one integer that is known at run time.
+        t: of the entries' shape and dtype; takes the buffer's meta shape.
+
     Raises:
-        ValueError: shape or dtype of ``t`` is not that of the buffer's entries.
+        TypeError: the offset is neither an int nor a Tensor (NumPy's integers are not).
+        ValueError: the offset is not one integer of the current graph, or shape or
+            dtype of ``t`` is not that of the buffer's entries.
     """
     check_in_graph(get_current_context().graph, t=t)
     remote_buffer.validate_tensor_matches_buffer(t)

@@ -14,7 +14,18 @@ define(OpDef("RemoteStore", lambda ins, attrs: [], effect=True))
 
 @op_debug_context
 def remote_store(remote_buffer: RemoteBuffer, offset: int | Tensor, t: Tensor) -> None:
-    """Store ``t`` as entry ``offset`` of a buffer; ValueError if shape or dtype differ."""
+    """Store ``t`` as entry ``offset`` of a buffer.
+
+    Args:
+        remote_buffer: entries of one shape and dtype.
+        offset: entry; an int, or one integer that is known at run time.
+        t: of the entries' shape and dtype.
+
+    Raises:
+        TypeError: the offset is neither an int nor a Tensor (NumPy's integers are not).
+        ValueError: the offset is not one integer of the current graph, or shape or
+            dtype of ``t`` is not that of the buffer's entries.
+    """
     check_in_graph(get_current_context().graph, t=t)
     remote_buffer.validate_tensor_matches_buffer(t)
     index = _offset_tensor(offset)

@@ -27,6 +27,12 @@ def repeat(
     Inputs beyond the number of outputs have the caller's value in every iteration, unless they are
     by reference. With count 0 the results are the initial values.
 
+    Args:
+        graph: a sub-graph with at least as many inputs as outputs.
+        repeat_count: number of iterations, 0 or more.
+        inputs: initial values, by position; see :func:`popxl.ops.call`.
+        inputs_dict: the same by input tensor of ``graph``.
+
     Raises:
         ValueError: negative count, fewer inputs than outputs, or input binding problems.
         popart_exception: output k and input k differ in shape or dtype.

@@ -78,7 +78,12 @@ def reshape_(t: Tensor, shape: Tuple[int, ...]) -> Tensor:
 
 @op_debug_context
 def flatten(t: Tensor) -> Tensor:
-    """``t`` as one axis, in row-major order."""
+    """``t`` as one axis, in row-major order.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph.
+    """
     check_in_graph(get_current_context().graph, t=t)
     return reshape(t, (t.nelms,))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,14 @@ def test_every_function_has_a_case():
     elsewhere = {name for names in ELSEWHERE.values() for name in names}
     assert functions() - {*CASES} - elsewhere == set()
     assert elsewhere & {*CASES} == set()
+
+
+def test_every_function_documents_its_errors():
+    """In its own docstring or in that of the function that it refers to."""
+    modules = (ops, var_updates, collectives)
+    found = [getattr(module, name) for module in modules for name in functions() & {*dir(module)}]
+    errors = re.compile("Raises:|:func:")
+    assert {f.__name__ for f in found if not errors.search(f.__doc__ or "")} == set()
 
 
 @pytest.mark.parametrize(("file", "names"), ELSEWHERE.items())

@@ -50,6 +50,11 @@ def all_reduce(
 ) -> list[Tensor]:
     """Reduce tensors of equal shape; output i lies on ``ipus[i]``.
 
+    Args:
+        ts: tensors of one shape and dtype.
+        ipus: virtual IPU of each; default where they lie.
+        op: ``add`` and the others of ``CollectiveOps``; only ``add`` has a gradient.
+
     Raises:
         ValueError: IPUs unknown or of another number than tensors, or an unknown op.
         popart_exception: tensors of different shapes or dtypes.
@@ -61,7 +66,10 @@ def all_reduce(
 def all_reduce_identical_inputs(
     ts: list[Tensor], ipus: list[int] | None = None, op: CollectiveOps = "add"
 ) -> list[Tensor]:
-    """Identity forward (the inputs are promised to be equal), all-reduce of the gradients."""
+    """Identity forward (the inputs are promised to be equal), all-reduce of the gradients.
+
+    Arguments and errors are those of :func:`all_reduce`.
+    """
     return _all_reduce(ts, ipus, op, "identity", "reduce")
 
 
@@ -69,7 +77,8 @@ def all_reduce_identical_inputs(
 def all_reduce_identical_grad_inputs(
     ts: list[Tensor], ipus: list[int] | None = None, op: CollectiveOps = "add"
 ) -> list[Tensor]:
-    """All-reduce forward, identity for the gradients."""
+    """All-reduce forward, identity for the gradients. Arguments and errors are those of
+    :func:`all_reduce`."""
     return _all_reduce(ts, ipus, op, "reduce", "identity")
 
 

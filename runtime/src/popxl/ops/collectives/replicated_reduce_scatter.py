@@ -66,7 +66,20 @@ def replicated_reduce_scatter(
 
 @op_debug_context
 def replica_sharded_slice(t: Tensor, group: ReplicaGrouping | None = None) -> Tensor:
-    """Piece k of the own flattened tensor on the k-th member; meta shape is ``t``'s shape."""
+    """Piece k of the own flattened, zero-padded tensor on the k-th member of each group.
+
+    Args:
+        t: any shape.
+        group: which replicas form a group; default all.
+
+    Returns:
+        A tensor of shape (ceil(elements / group size),), whose meta shape is ``t``'s shape.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph, or the groups do not tile the replicas.
+        NotImplementedError: an irregular grouping.
+    """
     check_in_graph(get_current_context().graph, t=t)
     attrs = {"op": "local", "groups": _groups(group), "sharded": True}
     return _create_op("ReplicatedReduceScatter", [t], attrs, [_name(t, "_sharded_slice")])[0]
@@ -79,8 +92,16 @@ def replicated_slice(t: Tensor, axis: int = 0, group: ReplicaGrouping | None = N
     (quirk) An axis of which each part has length 1 is dropped. [defect] Negative axes were once cut
     along axis 0; they count from the end.
 
+    Args:
+        t: any shape of at least one axis.
+        axis: which axis is cut.
+        group: which replicas form a group; default all.
+
     Raises:
-        ValueError: the group size does not divide the axis.
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph, or the groups do not tile the replicas,
+            or the group size does not divide the axis.
+        NotImplementedError: an irregular grouping.
     """
     check_in_graph(get_current_context().graph, t=t)
     groups = _groups(group)

@@ -76,7 +76,13 @@ def accumulate_square_(t: Tensor, X: Tensor, f: Union[float, Tensor] = 1.0) -> T
 
 @op_debug_context
 def accumulate_mean_(t: Tensor, X: Tensor, step: Union[float, Tensor]) -> Tensor:
-    """``t = step / (step + 1) * t + X / (step + 1)``: the mean so far; ``step`` counts from 0."""
+    """``t = step / (step + 1) * t + X / (step + 1)``: the mean so far. See :func:`accumulate_`.
+
+    Args:
+        t: updated in place.
+        X: shape of ``t``.
+        step: number or scalar tensor, which counts from 0.
+    """
     if not isinstance(step, Tensor):
         step = constant(step, dtypes.float32, "step")
     return _accumulate("mean", t, X, step, "accumulate_mean")
@@ -100,7 +106,16 @@ def accumulate_moving_average_square_(
 
 @op_debug_context
 def accumulator_scale_(t: Tensor, f: Union[float, Tensor]) -> Tensor:
-    """``t *= f``; the number 0 writes zeros, whatever ``t`` holds."""
+    """``t *= f``; the number 0 writes zeros, whatever ``t`` holds.
+
+    Args:
+        t: updated in place.
+        f: number or scalar tensor.
+
+    Raises:
+        TypeError: ``t`` is not a Tensor.
+        ValueError: ``t`` is not in the current graph.
+    """
     check_in_graph(get_current_context().graph, t=t)
     number, factor = _factor(f)
     inputs = [t, *([] if factor is None else [factor])]
@@ -110,7 +125,7 @@ def accumulator_scale_(t: Tensor, f: Union[float, Tensor]) -> Tensor:
 
 @op_debug_context
 def accumulator_zero_(t: Tensor) -> Tensor:
-    """Writes zeros. Clears NaN and infinity as well."""
+    """Writes zeros. Clears NaN and infinity as well. See :func:`accumulator_scale_`."""
     return accumulator_scale_(t, 0.0)
 
 
