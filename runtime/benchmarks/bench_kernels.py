@@ -29,12 +29,18 @@ Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def ways(rows: int) -> dict[str, Product]:
     """Functions of x and w, stored as (k, n) view of (n, k), by name."""
-    found: dict[str, Product] = {"stock": linalg._matmul_tiled}
+    found: dict[str, Product] = {"stock": _stock}
     if native() is not None:
         found["native"] = linalg.matmul_2d
     if rows == 1:
         found["F.linear"] = lambda x, w: torch.nn.functional.linear(x.to(w.dtype), w.t())
     return found
+
+
+def _stock(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """What is done where there is no library."""
+    few = x.shape[0] <= linalg.STOCK_ROWS and w.dtype == torch.float16
+    return linalg._stock_product(x, w) if few else linalg._matmul_tiled(x, w)
 
 
 def measure(
@@ -121,7 +127,8 @@ def main() -> None:
         notes=(
             f"Instruction set of the C++ kernels: {library.name if library else 'not built'}.",
             "Medians over rounds; share of bandwidth: bytes of the weight a second, over those of"
-            " a plain read in the same round. Stock: tiles widened to float32, then torch.mm.",
+            " a plain read in the same round. Stock: F.linear for up to"
+            f" {linalg.STOCK_ROWS} rows and float16, else tiles widened to float32, then torch.mm.",
         ),
     )
     record.keep(outcome, [before, machine.measure_rates()])

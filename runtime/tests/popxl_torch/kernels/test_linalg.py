@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.random import Generator
 from popxl_torch.kernels import linalg
-from popxl_torch.kernels.linalg import TILE_COLUMNS, TILED_ABOVE, matmul_2d
+from popxl_torch.kernels.linalg import STOCK_ROWS, TILE_COLUMNS, TILED_ABOVE, matmul_2d
 
 FLOAT32_ATOL = 1e-3  # sums of a thousand products of size 1 in float32, with a wide margin
 INNER = 1030
@@ -42,6 +42,23 @@ def test_tiles(rng: Generator, layout: str, columns: int, left: torch.dtype):
     found = matmul_2d(x, w)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, (x.double() @ w.double()).float(), rtol=0, atol=FLOAT32_ATOL)
+
+
+@pytest.mark.parametrize("left", [torch.float16, torch.float32])
+@pytest.mark.parametrize("rows", [1, STOCK_ROWS])
+def test_few_rows_are_rounded_to_half_precision_and_summed_up_in_float32(
+    rng: Generator, rows: int, left: torch.dtype
+):
+    x, w = matrix(rng, rows, INNER, left), matrix(rng, 300, INNER, torch.float16).t()
+    found = matmul_2d(x, w)
+    assert found.dtype == torch.float32
+    wanted = x.double() @ w.double()
+    # Half a unit in the last place of the result, and of every element of x.
+    bound = 2.0**-11 * (wanted.abs() + x.double().abs() @ w.double().abs()) + FLOAT32_ATOL
+    assert bool(((found - wanted).abs() <= bound).all())
+    # Sums in float16 would end at 2048.
+    ones = torch.ones(4100, 300, dtype=torch.float16).t().contiguous().t()
+    assert bool((matmul_2d(torch.ones(rows, 4100, dtype=left), ones) == 4100).all())
 
 
 def test_small_half_matrices_give_float32(rng: Generator):
