@@ -28,7 +28,7 @@ def uint64_to_two_uint32(num: int) -> tuple[int, int]:
     """(high 32 bits, low 32 bits); ValueError outside [0, 2**64)."""
     if not 0 <= num <= MAX_UINT64:
         raise ValueError(f"{num} is not in the range of uint64.")
-    return num >> 32, num & 0xFFFFFFFF
+    return int(num) >> 32, int(num) & 0xFFFFFFFF
 
 
 def two_uint32_to_uint64(a: int, b: int) -> int:
@@ -36,4 +36,4 @@ def two_uint32_to_uint64(a: int, b: int) -> int:
     for part in (a, b):
         if not 0 <= part <= 0xFFFFFFFF:
             raise ValueError(f"{part} is not in the range of uint32.")
-    return (a << 32) | b
+    return (int(a) << 32) | int(b)

@@ -56,3 +56,10 @@ def test_numbers_out_of_range(number: int):
 def test_halves_out_of_range(halves: tuple[int, int]):
     with pytest.raises(ValueError, match="uint32"):
         two_uint32_to_uint64(*halves)
+
+
+def test_halves_of_numpy_s_numbers():
+    number = np.uint64(4626894586153389880)
+    halves = uint64_to_two_uint32(number)
+    assert halves == (1077282844, 2631520056)
+    assert two_uint32_to_uint64(*np.array(halves, "uint32")) == number
