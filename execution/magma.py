@@ -261,7 +261,7 @@ class Magma:
             UserError: values or sizes that do not fit, no or no readable picture; before any run.
         """
         if embeddings is not None:
-            if images is not None or len(prompts):
+            if images is not None or not (isinstance(prompts, str) and not prompts):
                 raise UserError("give either embeddings, or pictures and prompts")
             answers = self._continue_embeddings(embeddings, {"max_new_tokens": max_steps} | options)
             return [a.text for a in answers] if decode else [a.ids for a in answers]

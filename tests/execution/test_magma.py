@@ -19,9 +19,11 @@ from execution.magma import Answer, ImageInput, Magma
 from execution.report import read_trace
 from tests.reference.magma import ReferenceMagma
 from tests.tolerances import FLOAT32, assert_close
-from utils.checkpoint import write_random_checkpoint
+from utils.checkpoint import open_checkpoint, write_random_checkpoint
 from utils.errors import UserError
 from utils.images import preprocess
+from utils.model_folder_rows import Storage
+from utils.model_folder_writer import write_model_folder
 from utils.sampling import log_softmax
 
 SEED = 11
@@ -465,6 +467,16 @@ def test_a_closed_model_opens_again(magma, built):
     magma.close()
     assert texts(magma.generate(prompts="A", **GREEDY)) == before
     assert len(built) >= 1
+
+
+def test_a_model_folder_knows_its_configuration(magma, folder, tmp_path):
+    config = load_preset("tiny")
+    checkpoint = open_checkpoint(folder / "model.pt", config)
+    write_model_folder(checkpoint, config, tmp_path / "folder", Storage("float32"))
+    with Magma.from_pretrained(tmp_path / "folder", max_batch=1) as converted:
+        assert converted.config.as_dict() == config.as_dict()
+        answers = converted.generate(folder / "a.png", ["A", "B"], **GREEDY)
+    assert texts(answers) == texts(magma.generate(folder / "a.png", ["A", "B"], **GREEDY))
 
 
 def test_the_older_interface_opens_a_checkpoint(folder, tmp_path):
