@@ -1,11 +1,11 @@
 """A plan becomes one Python function, with a local variable for each value:
 
-    v4 = f0(v1, c2)
+    v4 = Add_0(v1, c2)
     del v1
     for i0 in range(28):
-        v9 = f1(v4, w7[i0])
+        v9 = MatMul_1(v4, w7[i0])
 
-``f`` are kernels and what ``executor/steps.py`` binds, ``c`` constants, ``w`` what is known before
+Functions are kernels and what ``executor/steps.py`` binds, ``c`` constants, ``w`` what is known before
 any run (see ``executor/fold.py``): weights above all, in a loop a table with an element for each
 iteration. So a step costs a call beside its kernel, and a load of weights costs nothing.
 ``POPXL_TORCH_DEBUG=3`` shows the function.
@@ -145,8 +145,8 @@ class Emitter:
     # -- steps ------------------------------------------------------------------------------
 
     def _steps(self, steps: Iterable[Step]) -> None:
-        handlers = {"Mark": self._mark, "Loop": self._nested, "If": self._nested,
-                    "Select": self._nested}  # fmt: skip
+        handlers = {"Mark": self._mark, "Taken": self._taken}
+        handlers |= dict.fromkeys(("Loop", "If", "Select"), self._nested)
         for step in steps:
             self._where = step.where
             if any(out.slot in self._texts for out in step.outs):
@@ -172,7 +172,7 @@ class Emitter:
         if step.kind in _OFFSET:
             args[_OFFSET[step.kind]] = self._entry(step.ins[_OFFSET[step.kind]])
         outs = ", ".join(f"v{out.slot}" for out in step.outs)
-        function = self._name("f", bind_step(step, self.backend, self.memory))
+        function = self._name(f"{step.kind}_", bind_step(step, self.backend, self.memory))
         self._line(f"{outs}{' = ' if outs else ''}{function}({', '.join(args)})")
 
     def _mark(self, step: Step) -> None:
@@ -232,6 +232,12 @@ class Emitter:
         self._block(yes, step.outs)
         self._line("else:")
         self._block(no, step.outs)
+
+    def _taken(self, step: Step) -> None:
+        (body,) = step.bodies
+        self._steps(body.steps)
+        self._assign(step.outs, body.results)
+        self._delete(_left_over(body))
 
     def _select(self, step: Step) -> None:
         """A condition that differs by replica: both branches run, each replica takes its own."""

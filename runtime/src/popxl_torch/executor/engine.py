@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from popxl_torch.backends import make_backend
+from popxl_torch.executor.chooser import Chooser
 from popxl_torch.executor.host_streams import HostStreams
 from popxl_torch.executor.interpreter import Interpreter
 from popxl_torch.executor.memory import Memory
@@ -17,19 +19,51 @@ from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.executor.run import BoundPlan
 from popxl_torch.executor.trace import Trace
 from popxl_torch.executor.variables import from_replicas, to_device_layout
-from popxl_torch.ir.records import Program, Stream, Value
+from popxl_torch.ir.records import Buffer, Program, Stream, Value
 from popxl_torch.passes import ssa
 from popxl_torch.passes.mark_uniform import Varying, varying_sources
 from popxl_torch.passes.pipeline import specialise, to_functional
+from popxl_torch.passes.resolve_branches import Path, find_choices, take
+from popxl_torch.passes.ssa import Functional
 from popxl_torch.plan.lower import NotVectorisable, lower
 from popxl_torch.settings import Settings
 
 _LOG = logging.getLogger("popxl_torch")
-_FRAGMENTS = ("from_host", "main", "to_host")
+
+
+@dataclass(eq=False, slots=True)
+class Way:
+    """What runs as a whole: a fragment of weights' transfer, or a way through the main block.
+
+    Attributes:
+        name: of the functional program's block.
+        functional: the program; its other blocks are empty.
+        streams: input streams that it reads.
+        states: variables that it touches.
+        buffers: remote buffers that it touches.
+        ready: plans by the streams that vary, for what else varies now.
+    """
+
+    name: str
+    functional: Functional
+    streams: set[Stream] = field(default_factory=set)
+    states: set[Value] = field(default_factory=set)
+    buffers: set[Buffer] = field(default_factory=set)
+    ready: dict[frozenset[Stream], BoundPlan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        places = {"HostLoad": ("stream", self.streams)}
+        places |= dict.fromkeys(("ReadState", "WriteState"), ("state", self.states))
+        places |= dict.fromkeys(("RemoteLoad", "RemoteStore"), ("buffer", self.buffers))
+        for node in ssa.walk(getattr(self.functional, self.name)):
+            if node.kind in places:
+                attribute, found = places[node.kind]
+                found.add(node.attrs[attribute])
 
 
 class Engine:
-    """Runs one program. Plans are made on demand, one for each pattern of equal replicas."""
+    """Runs one program. Plans are made on demand: one for each way that runs take through it, and
+    for each pattern of equal replicas."""
 
     def __init__(self, program: Program, settings: Settings) -> None:
         start = time.perf_counter()
@@ -51,6 +85,13 @@ class Engine:
         self.variables = [v for v in program.main.values.values() if v.kind == "variable"]
         self.varying = varying_sources(self.variables)
         self.uploaded: dict[Value, Any] = {}
+        self._fragments = {
+            name: Way(name, self.functional.only(name)) for name in ("from_host", "to_host")
+        }
+        self._choices = find_choices(self.functional)
+        self._chooser = Chooser(self._choices, program, settings)
+        # By path; under None the whole main block.
+        self._ways: dict[Path | None, Way] = {None: Way("main", self.functional.only("main"))}
         self._plans: dict[Any, tuple[BoundPlan, Varying]] = {}
         self._interpreter: Interpreter | None = None
         if settings.executor == "interpreter":
@@ -86,11 +127,12 @@ class Engine:
             for plan, _ in self._plans.values():
                 plan.unbind()
         self.varying.buffers |= self.memory.remote.varying_buffers()
-        self._run_fragment("from_host")
+        self._forget_ready()
+        self._execute(self._fragments["from_host"])
 
     def weights_to_host(self) -> None:
         """Fetch every variable that a run has changed into its host array."""
-        self._run_fragment("to_host")
+        self._execute(self._fragments["to_host"])
         for value in self.variables:
             data = value.data
             if data.buffer is not None:
@@ -131,44 +173,64 @@ class Engine:
         """One execution of the main graph. Arrays have the shapes of ``host_streams``; outputs
         are filled in place."""
         self.trace.start()
-        varying = self.memory.streams.start(inputs, outputs)
+        self.memory.streams.start(inputs, outputs)
         try:
-            self._run_fragment("main", varying)
+            self._execute(self._main_way(inputs))
         finally:
             self.memory.streams.finish()
         self.backend.synchronise()
         self.trace.finish()
 
-    def _run_fragment(self, name: str, streams: frozenset[Stream] = frozenset()) -> None:
-        if not getattr(self.functional, name).nodes:
+    def _main_way(self, inputs: Mapping[Stream, np.ndarray]) -> Way:
+        """The way that a run with these inputs takes; all ways at once if it cannot be told."""
+        path = None if self._interpreter else self._chooser.path(inputs)
+        if path is not None and path not in self._ways:
+            self._ways[path] = Way("main", take(self.functional, self._choices, path))
+        return self._ways[path]
+
+    def _execute(self, way: Way) -> None:
+        if not getattr(way.functional, way.name).nodes:
             return
         with self.backend.running():
             if self._interpreter is None:
                 try:
-                    self._plan(name, streams).run()
+                    self._plan(way).run()
                     return
                 except NotVectorisable as reason:
                     _LOG.info("replicas run one by one: %s", reason)
                     self._interpreter = Interpreter(self.program, self.backend, self.memory)
-            self._interpreter.run(name)
+            self._interpreter.run(way.name)
 
-    def _plan(self, name: str, streams: frozenset[Stream]) -> BoundPlan:
+    def _plan(self, way: Way) -> BoundPlan:
         """The plan for what varies now; ``varying`` grows by what running it makes vary."""
-        key = (name, streams, *self.varying.key())
+        streams = self.memory.streams.varying(way.streams)
+        ready = way.ready.get(streams)
+        if ready is None:
+            ready, grown = self._lowered(way, streams)
+            if self.varying.grow(grown):
+                self._forget_ready()
+            way.ready[streams] = ready
+        if way.name == "main":
+            self.trace.steps = ready.num_steps
+        return ready
+
+    def _forget_ready(self) -> None:
+        for way in (*self._fragments.values(), *self._ways.values()):
+            way.ready.clear()
+
+    def _lowered(self, way: Way, streams: frozenset[Stream]) -> tuple[BoundPlan, Varying]:
+        """The plan of a way, and what varies after it of what the way touches."""
+        sources = Varying(set(streams), self.varying.states & way.states,
+                          self.varying.buffers & way.buffers)  # fmt: skip
+        key = (way, streams, *sources.key())
         if key not in self._plans:
-            sources = self.varying.copy()
-            sources.streams = set(streams)
             functional, grown = specialise(
-                self.functional, sources, self.settings.join_shards, self.settings.fuse
+                way.functional, sources, self.settings.join_shards, self.settings.fuse
             )
-            plan = lower(functional, getattr(functional, name))
+            plan = lower(functional, getattr(functional, way.name))
             bound = BoundPlan(plan, self.backend, self.memory)
             if self.settings.debug >= 3:
-                self._debug(3, f"plan of {name}:\n{plan}\nas a function:\n{bound.bind()}")
+                self._debug(3, f"plan of {way.name}:\n{plan}\nas a function:\n{bound.bind()}")
             # Marks are a fixed point: what has grown needs no other plan.
-            self._plans[key] = self._plans[name, streams, *grown.key()] = (bound, grown)
-        bound, grown = self._plans[key]
-        self.varying = Varying(set(), set(grown.states), set(grown.buffers))
-        if name == "main":
-            self.trace.steps = bound.num_steps
-        return bound
+            self._plans[key] = self._plans[way, streams, *grown.key()] = (bound, grown)
+        return self._plans[key]

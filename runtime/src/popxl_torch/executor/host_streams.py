@@ -41,19 +41,19 @@ class HostStreams:
 
     def start(
         self, inputs: Mapping[Stream, np.ndarray], outputs: Mapping[Stream, np.ndarray]
-    ) -> frozenset[Stream]:
-        """Take the arrays of a run; returns the input streams whose replicas differ."""
-        self.arrays = {}
-        self.cursors = {stream: [0] * self.replicas for stream in [*inputs, *outputs]}
-        inputs = {stream: _apart(array, outputs.values()) for stream, array in inputs.items()}
-        varying = set()
-        for stream, array in [*inputs.items(), *outputs.items()]:
-            if self.transfers == 1:
-                array = array[np.newaxis]
-            if self.replicas > 1 and stream.to_device and not rows_are_equal(array, 1):
-                varying.add(stream)
-            self.arrays[stream] = array
-        return frozenset(varying)
+    ) -> None:
+        """Take the arrays of a run."""
+        self.cursors = {stream: [0] * self.replicas for stream in (*inputs, *outputs)}
+        self.arrays = {stream: _apart(array, outputs.values()) for stream, array in inputs.items()}
+        self.arrays.update(outputs)
+        if self.transfers == 1:
+            self.arrays = {stream: array[np.newaxis] for stream, array in self.arrays.items()}
+
+    def varying(self, streams: Iterable[Stream]) -> frozenset[Stream]:
+        """Those of some input streams whose replicas differ in the run at hand."""
+        if self.replicas == 1:
+            return frozenset()
+        return frozenset(s for s in streams if not rows_are_equal(self.arrays[s], 1))
 
     def finish(self) -> None:
         """Let go of the arrays."""

@@ -14,13 +14,14 @@ from popxl_torch.ir.records import Spec, Value
 
 @dataclass(slots=True)
 class Memory:
-    """States of variables, remote buffers, constants; the streams and the trace."""
+    """States of variables, remote buffers, constants; streams, the trace, conditions noted."""
 
     remote: RemoteStore
     streams: HostStreams
     trace: Trace
     states: dict[Value, Any] = field(default_factory=dict)
     constants: dict[int, Any] = field(default_factory=dict)
+    decisions: list[bool] = field(default_factory=list)
 
     def constant(self, array: Any, spec: Spec, backend: Backend) -> Any:
         """A constant's tensor, the same one for all plans. Its array lives as long as the Ir."""

@@ -21,6 +21,10 @@ def bind_step(step: Step, backend: Backend, memory: Memory) -> Function:
     return backend.bind(step) if bind is None else bind(step, backend, memory)
 
 
+def _decide(step: Step, backend: Backend, memory: Memory) -> Function:
+    return lambda condition: memory.decisions.append(bool(backend.integer(condition)))
+
+
 def _expand(step: Step, backend: Backend, memory: Memory) -> Function:
     return backend.expand
 
@@ -88,6 +92,7 @@ def _write_state(step: Step, backend: Backend, memory: Memory) -> Function:
 
 
 _BINDERS: dict[str, Callable[[Step, Backend, Memory], Function]] = {
+    "Decide": _decide,
     "Expand": _expand,
     "HostLoad": _host_load,
     "HostStore": _host_store,

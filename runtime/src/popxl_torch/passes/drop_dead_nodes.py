@@ -16,7 +16,8 @@ def _prune(block: Block, live: set[int]) -> None:
     live |= {id(val) for val in block.results}
     kept = []
     for node in reversed(block.nodes):
-        if not has_effect(node) and not any(id(val) in live for val in node.outputs):
+        idle = not has_effect(node) and not any(id(val) in live for val in node.outputs)
+        if idle and node.kind != "Taken":  # the trace counts it
             continue
         for inner in node.blocks:
             _prune(inner, set())

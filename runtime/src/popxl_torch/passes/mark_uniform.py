@@ -29,6 +29,13 @@ class Varying:
         """Sets of its own with the same members."""
         return Varying(set(self.streams), set(self.states), set(self.buffers))
 
+    def grow(self, other: Varying) -> bool:
+        """Add another's states and buffers; returns whether there were new ones."""
+        before = len(self.states) + len(self.buffers)
+        self.states |= other.states
+        self.buffers |= other.buffers
+        return len(self.states) + len(self.buffers) > before
+
     def key(self) -> tuple[frozenset[Value], frozenset[Buffer]]:
         """What lives from run to run, hashable."""
         return frozenset(self.states), frozenset(self.buffers)
@@ -80,7 +87,7 @@ class _Marker:
         for node in block.nodes:
             if node.kind == "Loop":
                 self._loop(node)
-            elif node.kind == "If":
+            elif node.kind in ("If", "Taken"):
                 self._if(node)
             elif node.kind == "RemoteStore":
                 if any(val.varying for val in node.inputs):
@@ -133,5 +140,6 @@ class _Marker:
         for block in node.blocks:
             self.mark(block)
         for index, out in enumerate(node.outputs):
-            if node.inputs[0].varying or any(b.results[index].varying for b in node.blocks):
+            results = [block.results[index] for block in node.blocks]
+            if any(val.varying for val in (*node.inputs, *results)):
                 self._set([out])

@@ -12,6 +12,8 @@ values of the blocks around them. Kinds that PopXL does not have:
     Expand                   a value equal on all replicas, given the replica axis
     SliceUpdate              attrs of Slice: the first input with the slice replaced by the second
     MatMulColumns            uniform x varying matmul, computed as one product over joined columns
+    Taken                    the branch of an If that the run at hand takes: no inputs, one block
+    Decide                   notes a condition (see resolve_branches)
     RemoteUpdate             a window of a remote entry replaced in place; gives the entry (a view)
     MatMulReduced            varying x varying matmul followed by a sum over all replicas
     Linear, Sum, Attention, LayerNorm, RotarySplit   several ops in one (see the passes fuse_*)
@@ -76,6 +78,12 @@ class Functional:
     def blocks(self) -> tuple[Block, Block, Block]:
         """The three top-level blocks."""
         return self.from_host, self.main, self.to_host
+
+    def only(self, name: str) -> Functional:
+        """The program with one of them, the others empty."""
+        parts = {part: Block() for part in ("main", "from_host", "to_host")}
+        parts[name] = getattr(self, name)
+        return Functional(self.replicas, **parts, constants=self.constants)
 
 
 EFFECTS = frozenset(

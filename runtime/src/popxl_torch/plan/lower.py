@@ -61,7 +61,7 @@ class _Lowering:
     def _node(self, node: Node) -> list[Step]:
         if node.kind == "Loop":
             return self._loop(node)
-        if node.kind == "If":
+        if node.kind in ("If", "Taken"):
             return self._if(node)
         return [
             Step(
@@ -111,14 +111,14 @@ class _Lowering:
         return [*before, Step("Loop", ins, outs, node.attrs, (body,), where=node.where)]
 
     def _if(self, node: Node) -> list[Step]:
-        condition = node.inputs[0]
         varying = [out.varying for out in node.outputs]
         bodies = tuple(self._block(block, varying, node.region) for block in node.blocks)
-        if condition.varying:
+        kind = node.kind
+        if any(val.varying for val in node.inputs):
+            kind = "Select"
             inner = [n for block in node.blocks for n in block.nodes]
             if any(has_effect(n) or communicates(n) for n in inner):
                 raise NotVectorisable(node.where)
-        kind = "Select" if condition.varying else "If"
         ins, outs = self._operands(node.inputs), self._operands(node.outputs)
         return [Step(kind, ins, outs, node.attrs, bodies, where=node.where)]
 
