@@ -77,8 +77,15 @@ def _taken(block: Block, choices: Choices, path: Iterator[bool]) -> Block:
         if id(node) in choices.nodes:
             branch = node.blocks[0 if next(path) else 1]
             nodes.append(
-                Node("Taken", [], node.outputs, {}, (_taken(branch, choices, path),),
-                     node.where, node.region)  # fmt: skip
+                Node(
+                    "Taken",
+                    [],
+                    node.outputs,
+                    {},
+                    (_taken(branch, choices, path),),
+                    node.where,
+                    node.region,
+                )  # fmt: skip
             )
         else:
             blocks = tuple(_taken(inner, choices, path) for inner in node.blocks)
