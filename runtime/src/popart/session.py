@@ -62,7 +62,7 @@ class InferenceSession:
             ValueError: not prepared, missing streams, or wrong shapes.
         """
         loads = {stream.tensor_id: stream for stream in self._session.expected_inputs()}
-        stores = {stream.tensor_id: stream for stream in self._session._expected_outputs()}
+        stores = {stream.tensor_id: stream for stream in self._session._outputs}
         self._session.run_with_outputs(
             {loads[name]: array for name, array in stepio.inputs.items()},
             {stores[name]: array for name, array in stepio.outputs.items()},

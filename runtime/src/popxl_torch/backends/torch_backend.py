@@ -102,9 +102,9 @@ class TorchBackend:
         lead: int,
     ) -> None:
         """Copy a window into a tensor in place; the same one for all replicas if it has no axis."""
-        shape = window.shape if window.dim() == tensor.dim() else (1, *window.shape)
+        given = window.dim() - len(tensor.shape)
         for axis, start in zip(axes, starts.reshape(-1).tolist(), strict=True):
-            size = shape[axis + lead]
+            size = window.shape[axis + lead + given]
             # As DynamicUpdate: moved inside where it sticks out.
             start = min(max(start, 0), tensor.shape[axis + lead] - size)
             tensor = tensor.narrow(axis + lead, start, size)
@@ -122,7 +122,7 @@ class TorchBackend:
         """Host data in the spec's dtype."""
         if isinstance(tensor, QuantisedTensor):
             tensor = tensor.numbers()
-        array = tensor.detach().to(storage_dtype(spec.dtype)).cpu().numpy()
+        array = tensor.to("cpu", storage_dtype(spec.dtype)).numpy()
         if spec.dtype.startswith("float8"):
             return np.ascontiguousarray(array).view(_numpy_dtype(spec.dtype))
         return array.astype(_numpy_dtype(spec.dtype), copy=False)
@@ -242,7 +242,7 @@ class TorchBackend:
 
     def _finish(self, function: Callable[..., Any], step: Step) -> Callable[..., Any]:
         """Round results to the dtypes of the step's outputs."""
-        if _moves_data(step.kind):
+        if _moves_data(step.kind) or _keeps_float32(step):
             return function
         casts = [self._rounding(operand.spec.dtype) for operand in step.outs]
         if all(cast is None for cast in casts):
@@ -290,6 +290,11 @@ def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
     if isinstance(tensor, QuantisedTensor):
         return (*_layout(tensor.codes), *_layout(tensor.scales), tensor.shape, tensor.stride())
     return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+
+
+def _keeps_float32(step: Step) -> bool:
+    """Whether a kernel's result needs no rounding: float32, of float32 alone."""
+    return all(operand.spec.dtype == "float32" for operand in (*step.ins, *step.outs))
 
 
 def _moves_data(kind: str) -> bool:

@@ -5,9 +5,9 @@
     for i0 in range(28):
         v9 = MatMul_1(v4, w7[i0])
 
-Functions are kernels and what ``executor/steps.py`` binds, ``c`` constants, ``w`` what is known before
-any run (see ``executor/fold.py``): weights above all, in a loop a table with an element for each
-iteration. So a step costs a call beside its kernel, and a load of weights costs nothing.
+Functions are kernels and what ``executor/steps.py`` binds; ``c`` are constants, ``w`` what is known
+before any run (see ``executor/fold.py``): weights above all, in a loop a table with an element for
+each iteration. So a step costs a call beside its kernel, and a load of weights costs nothing.
 ``POPXL_TORCH_DEBUG=3`` shows the function.
 """
 

@@ -52,13 +52,14 @@ class Way:
     ready: dict[frozenset[Stream], BoundPlan] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        places = {"HostLoad": ("stream", self.streams)}
-        places |= dict.fromkeys(("ReadState", "WriteState"), ("state", self.states))
-        places |= dict.fromkeys(("RemoteLoad", "RemoteStore"), ("buffer", self.buffers))
         for node in ssa.walk(getattr(self.functional, self.name)):
-            if node.kind in places:
-                attribute, found = places[node.kind]
-                found.add(node.attrs[attribute])
+            attrs = node.attrs
+            if node.kind == "HostLoad":
+                self.streams.add(attrs["stream"])
+            elif node.kind in ("ReadState", "WriteState"):
+                self.states.add(attrs["state"])
+            elif node.kind in ("RemoteLoad", "RemoteStore"):
+                self.buffers.add(attrs["buffer"])
 
 
 class Engine:

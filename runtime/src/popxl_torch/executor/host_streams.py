@@ -18,9 +18,9 @@ def rows_are_equal(array: np.ndarray, axis: int) -> bool:
     """Whether all slices along ``axis`` hold the same bits."""
     if array.shape[axis] == 1 or array.strides[axis] == 0:
         return True
-    rows = np.moveaxis(array, axis, 0)
-    first = np.ascontiguousarray(rows[0]).view(np.uint8)
-    return all(np.array_equal(first, np.ascontiguousarray(r).view(np.uint8)) for r in rows[1:])
+    first, *others = np.moveaxis(array, axis, 0) if axis else array
+    bits = first.tobytes()
+    return all(other.tobytes() == bits for other in others)
 
 
 def _apart(array: np.ndarray, outputs: Iterable[np.ndarray]) -> np.ndarray:
@@ -43,17 +43,16 @@ class HostStreams:
         self, inputs: Mapping[Stream, np.ndarray], outputs: Mapping[Stream, np.ndarray]
     ) -> None:
         """Take the arrays of a run."""
-        self.cursors = {stream: [0] * self.replicas for stream in (*inputs, *outputs)}
+        self.cursors = {}
         self.arrays = {stream: _apart(array, outputs.values()) for stream, array in inputs.items()}
         self.arrays.update(outputs)
-        if self.transfers == 1:
-            self.arrays = {stream: array[np.newaxis] for stream, array in self.arrays.items()}
 
     def varying(self, streams: Iterable[Stream]) -> frozenset[Stream]:
         """Those of some input streams whose replicas differ in the run at hand."""
         if self.replicas == 1:
             return frozenset()
-        return frozenset(s for s in streams if not rows_are_equal(self.arrays[s], 1))
+        axis = int(self.transfers > 1)
+        return frozenset(s for s in streams if not rows_are_equal(self.arrays[s], axis))
 
     def finish(self) -> None:
         """Let go of the arrays."""
@@ -61,17 +60,25 @@ class HostStreams:
 
     def _next(self, stream: Stream) -> np.ndarray:
         """The element of all replicas, whose cursors move together."""
-        array, cursors = self.arrays[stream], self.cursors[stream]
+        array = self.arrays[stream]
+        if self.transfers == 1:
+            return array
+        cursors = self._cursors(stream)
         position = cursors[0]
         cursors[:] = [(position + 1) % len(array)] * self.replicas
         return array[position, ...]
 
     def _next_of(self, stream: Stream, replica: int) -> np.ndarray:
         """The element of one replica, whose cursor moves alone."""
-        array, cursors = self.arrays[stream], self.cursors[stream]
-        position = cursors[replica]
-        cursors[replica] = (position + 1) % len(array)
-        return array[position, replica, ...] if self.replicas > 1 else array[position, ...]
+        array, cursors = self.arrays[stream], self._cursors(stream)
+        if self.transfers > 1:
+            position = cursors[replica]
+            cursors[replica] = (position + 1) % len(array)
+            array = array[position, ...]
+        return array[replica, ...] if self.replicas > 1 else array
+
+    def _cursors(self, stream: Stream) -> list[int]:
+        return self.cursors.setdefault(stream, [0] * self.replicas)
 
     def load(self, stream: Stream, varying: bool) -> Any:
         """The stream's next element: one replica's, or all with a leading axis if ``varying``."""

@@ -75,18 +75,8 @@ def _taken(block: Block, choices: Choices, path: Iterator[bool]) -> Block:
     nodes = []
     for node in block.nodes:
         if id(node) in choices.nodes:
-            branch = node.blocks[0 if next(path) else 1]
-            nodes.append(
-                Node(
-                    "Taken",
-                    [],
-                    node.outputs,
-                    {},
-                    (_taken(branch, choices, path),),
-                    node.where,
-                    node.region,
-                )  # fmt: skip
-            )
+            branch = _taken(node.blocks[0 if next(path) else 1], choices, path)
+            nodes.append(replace(node, kind="Taken", inputs=[], blocks=(branch,)))
         else:
             blocks = tuple(_taken(inner, choices, path) for inner in node.blocks)
             nodes.append(replace(node, blocks=blocks))
