@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,8 @@ from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.executor.run import BoundPlan
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.records import Program, Stream
-from popxl_torch.passes.resolve_branches import Choices, Path
-from popxl_torch.plan.lower import lower
+from popxl_torch.passes.resolve_branches import Path
+from popxl_torch.plan.steps import Plan
 from popxl_torch.settings import Settings
 
 _REMEMBERED = 4096
@@ -25,15 +25,17 @@ _REMEMBERED = 4096
 class Chooser:
     """Computes conditions on the CPU, whatever the run's device; once for equal inputs."""
 
-    def __init__(self, choices: Choices, program: Program, settings: Settings) -> None:
-        self.streams = choices.streams
+    def __init__(
+        self, plan: Plan, streams: Iterable[Stream], program: Program, settings: Settings
+    ) -> None:
+        """``plan`` computes the conditions, of ``streams``."""
+        self.streams = tuple(streams)
         self._has_transfers = program.num_host_transfers > 1
         settings = replace(settings, device="cpu", backend="torch")
         backend = make_backend(settings, program.replication)
-        streams = HostStreams(backend, program.num_host_transfers, program.replication)
+        host = HostStreams(backend, program.num_host_transfers, program.replication)
         trace = Trace("", "cpu")
-        self._memory = Memory(RemoteStore(backend, set(), trace), streams, trace)
-        plan = lower(choices.program, choices.program.main)
+        self._memory = Memory(RemoteStore(backend, set(), trace), host, trace)
         self._plan = BoundPlan(plan, backend, self._memory)
         self._paths: dict[bytes, Path | None] = {}
 

@@ -177,7 +177,7 @@ class Emitter:
 
     def _mark(self, step: Step) -> None:
         if self.traced:
-            region, runs = step.attrs["region"], step.attrs["runs"]
+            region, runs = step.attrs["region"], int(step.attrs["runs"])
             self._line(f"wait(); trace.enter({region!r}, {runs})")
 
     def _nested(self, step: Step) -> None:
@@ -205,7 +205,7 @@ class Emitter:
         loads = [inner for inner in body.steps if inner.kind == "RemoteLoad"]
         self._count_bytes(t for load in loads for t in columns.get(load.outs[0].slot, ()))
         self._assign(body.params, step.ins)
-        self._line(f"for {index} in range({step.attrs['count']}):")
+        self._line(f"for {index} in range({int(step.attrs['count'])}):")
         self._loops += 1
         self._block(body, body.params)
         self._loops -= 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,51 +14,19 @@ from popxl_torch.executor.chooser import Chooser
 from popxl_torch.executor.host_streams import HostStreams
 from popxl_torch.executor.interpreter import Interpreter
 from popxl_torch.executor.memory import Memory
+from popxl_torch.executor.planner import Planner, Way
 from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.executor.run import BoundPlan
 from popxl_torch.executor.trace import Trace
 from popxl_torch.executor.variables import from_replicas, to_device_layout
-from popxl_torch.ir.records import Buffer, Program, Stream, Value
+from popxl_torch.ir.records import Program, Stream, Value
 from popxl_torch.passes import ssa
 from popxl_torch.passes.mark_uniform import Varying, varying_sources
-from popxl_torch.passes.pipeline import specialise, to_functional
-from popxl_torch.passes.resolve_branches import Path, find_choices, take
-from popxl_torch.passes.ssa import Functional
-from popxl_torch.plan.lower import NotVectorisable, lower
+from popxl_torch.passes.resolve_branches import Path
+from popxl_torch.plan.lower import NotVectorisable
 from popxl_torch.settings import Settings
 
 _LOG = logging.getLogger("popxl_torch")
-
-
-@dataclass(eq=False, slots=True)
-class Way:
-    """What runs as a whole: a fragment of weights' transfer, or a way through the main block.
-
-    Attributes:
-        name: of the functional program's block.
-        functional: the program; its other blocks are empty.
-        streams: input streams that it reads.
-        states: variables that it touches.
-        buffers: remote buffers that it touches.
-        ready: plans by the streams that vary, for what else varies now.
-    """
-
-    name: str
-    functional: Functional
-    streams: set[Stream] = field(default_factory=set)
-    states: set[Value] = field(default_factory=set)
-    buffers: set[Buffer] = field(default_factory=set)
-    ready: dict[frozenset[Stream], BoundPlan] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for node in ssa.walk(getattr(self.functional, self.name)):
-            attrs = node.attrs
-            if node.kind == "HostLoad":
-                self.streams.add(attrs["stream"])
-            elif node.kind in ("ReadState", "WriteState"):
-                self.states.add(attrs["state"])
-            elif node.kind in ("RemoteLoad", "RemoteStore"):
-                self.buffers.add(attrs["buffer"])
 
 
 class Engine:
@@ -70,35 +37,26 @@ class Engine:
         start = time.perf_counter()
         self.program = program
         self.settings = settings
-        self.functional = to_functional(program)
         self.backend = make_backend(settings, program.replication)
-        device = getattr(self.backend, "device", "null")
-        self.trace = Trace(settings.trace, str(device))
-        stores = {
-            node.attrs["buffer"]
-            for block in self.functional.blocks()
-            for node in ssa.walk(block)
-            if node.kind == "RemoteStore"
-        }
+        device = str(getattr(self.backend, "device", "null"))
+        self.planner = Planner(program, settings, device)
+        outline = self.planner.outline
+        self._chooser = Chooser(outline.conditions, outline.streams, program, settings)
+        self.trace = Trace(settings.trace, device)
         streams = HostStreams(self.backend, program.num_host_transfers, program.replication)
-        remote = RemoteStore(self.backend, stores, self.trace)
+        remote = RemoteStore(self.backend, outline.stored, self.trace)
         self.memory = Memory(remote, streams, self.trace)
         self.variables = [v for v in program.main.values.values() if v.kind == "variable"]
         self.varying = varying_sources(self.variables)
         self.uploaded: dict[Value, Any] = {}
-        self._fragments = {
-            name: Way(name, self.functional.only(name)) for name in ("from_host", "to_host")
-        }
-        self._choices = find_choices(self.functional)
-        self._chooser = Chooser(self._choices, program, settings)
-        # By path; under None the whole main block.
-        self._ways: dict[Path | None, Way] = {None: Way("main", self.functional.only("main"))}
+        self._ways: dict[tuple[str, Path | None], Way] = {}
         self._plans: dict[Any, tuple[BoundPlan, Varying]] = {}
         self._interpreter: Interpreter | None = None
         if settings.executor == "interpreter":
             self._interpreter = Interpreter(program, self.backend, self.memory)
         self._debug(1, f"compiled in {(time.perf_counter() - start) * 1e3:.1f} ms")
-        self._debug(2, f"main:\n{ssa.text(self.functional.main)}")
+        if settings.debug >= 2:
+            self._debug(2, f"main:\n{ssa.text(self.planner.functional.main)}")
 
     def _debug(self, level: int, message: str) -> None:
         if self.settings.debug >= level:
@@ -129,11 +87,11 @@ class Engine:
                 plan.unbind()
         self.varying.buffers |= self.memory.remote.varying_buffers()
         self._forget_ready()
-        self._execute(self._fragments["from_host"])
+        self._execute(self._way("from_host"))
 
     def weights_to_host(self) -> None:
         """Fetch every variable that a run has changed into its host array."""
-        self._execute(self._fragments["to_host"])
+        self._execute(self._way("to_host"))
         for value in self.variables:
             data = value.data
             if data.buffer is not None:
@@ -176,21 +134,21 @@ class Engine:
         self.trace.start()
         self.memory.streams.start(inputs, outputs)
         try:
-            self._execute(self._main_way(inputs))
+            path = None if self._interpreter else self._chooser.path(inputs)
+            self._execute(self._way("main", path))
         finally:
             self.memory.streams.finish()
         self.backend.synchronise()
         self.trace.finish()
 
-    def _main_way(self, inputs: Mapping[Stream, np.ndarray]) -> Way:
-        """The way that a run with these inputs takes; all ways at once if it cannot be told."""
-        path = None if self._interpreter else self._chooser.path(inputs)
-        if path is not None and path not in self._ways:
-            self._ways[path] = Way("main", take(self.functional, self._choices, path))
-        return self._ways[path]
+    def _way(self, name: str, path: Path | None = None) -> Way:
+        way = self._ways.get((name, path))
+        if way is None:
+            way = self._ways[name, path] = self.planner.way(name, path)
+        return way
 
     def _execute(self, way: Way) -> None:
-        if not getattr(way.functional, way.name).nodes:
+        if way.idle:
             return
         with self.backend.running():
             if self._interpreter is None:
@@ -204,7 +162,7 @@ class Engine:
 
     def _plan(self, way: Way) -> BoundPlan:
         """The plan for what varies now; ``varying`` grows by what running it makes vary."""
-        streams = self.memory.streams.varying(way.streams)
+        streams = self.memory.streams.varying(way.touched.streams)
         ready = way.ready.get(streams)
         if ready is None:
             ready, grown = self._lowered(way, streams)
@@ -216,19 +174,20 @@ class Engine:
         return ready
 
     def _forget_ready(self) -> None:
-        for way in (*self._fragments.values(), *self._ways.values()):
+        for way in self._ways.values():
             way.ready.clear()
 
     def _lowered(self, way: Way, streams: frozenset[Stream]) -> tuple[BoundPlan, Varying]:
         """The plan of a way, and what varies after it of what the way touches."""
-        sources = Varying(set(streams), self.varying.states & way.states,
-                          self.varying.buffers & way.buffers)  # fmt: skip
+        touched = way.touched
+        states, buffers = (
+            self.varying.states & touched.states,
+            self.varying.buffers & touched.buffers,
+        )
+        sources = Varying(set(streams), states, buffers)
         key = (way, streams, *sources.key())
         if key not in self._plans:
-            functional, grown = specialise(
-                way.functional, sources, self.settings.join_shards, self.settings.fuse
-            )
-            plan = lower(functional, getattr(functional, way.name))
+            plan, grown = self.planner.plan(way, sources)
             bound = BoundPlan(plan, self.backend, self.memory)
             if self.settings.debug >= 3:
                 self._debug(3, f"plan of {way.name}:\n{plan}\nas a function:\n{bound.bind()}")

@@ -9,6 +9,7 @@ whose memory is the store's alone.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from popxl_torch.backends.base import Backend
@@ -20,7 +21,7 @@ from popxl_torch.ir.records import Buffer
 class RemoteStore:
     """Contents of the remote buffers, by buffer and entry."""
 
-    def __init__(self, backend: Backend, stored: set[Buffer], trace: Trace) -> None:
+    def __init__(self, backend: Backend, stored: Collection[Buffer], trace: Trace) -> None:
         """``stored`` are the buffers that some op stores to."""
         self.backend = backend
         self.stored = stored

@@ -10,6 +10,7 @@ from typing import Any
 
 from popxl_torch.backends.base import Backend
 from popxl_torch.executor.memory import Memory
+from popxl_torch.kernels import kernel_kinds
 from popxl_torch.plan.steps import Step
 
 Function = Callable[..., Any]
@@ -102,3 +103,8 @@ _BINDERS: dict[str, Callable[[Step, Backend, Memory], Function]] = {
     "ReadState": _read_state,
     "WriteState": _write_state,
 }
+
+
+def step_kinds() -> frozenset[str]:
+    """All kinds of steps: those above, the ones that the emitter writes itself, and kernels."""
+    return frozenset({*_BINDERS, "If", "Loop", "Mark", "Select", "Taken", *kernel_kinds()})
