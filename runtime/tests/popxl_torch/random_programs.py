@@ -347,7 +347,33 @@ def _nested_conditional(pool: Pool, n: tuple[int, ...]) -> None:
     pool.extend(ops.conditional(condition, *branches, [x, y], [y, x]))
 
 
-_LONG = ("nested_call", "nested_repeat", "nested_conditional")
+def _choice(pool: Pool, n: tuple[int, ...]) -> None:
+    """Branches that a number of the host picks, one choice within the other, at times in a loop."""
+    ir = popxl.gcg().ir
+    kind = ops.host_load(popxl.h2d_stream((), popxl.int32, "kind"))
+
+    def leaf(x: popxl.Tensor, y: popxl.Tensor, kind: popxl.Tensor, way: int):
+        inside: Pool = [x, y]
+        _inner(n[way:] + n[:way])(inside)
+        return inside[-1], y, kind
+
+    def inner(x: popxl.Tensor, y: popxl.Tensor, kind: popxl.Tensor):
+        given = [x, y, kind]
+        branches = ir.create_graph(leaf, *given, 1), ir.create_graph(leaf, *given, 2)
+        above = ops.greater(kind + 1, popxl.constant(n[4] % 4, popxl.int32))
+        return ops.conditional(above, *branches, given, given)
+
+    x, y = _pick(pool, n[0]), _pick(pool, n[1])
+    given = [x, y, kind]
+    branches = ir.create_graph(inner, *given), ir.create_graph(leaf, *given, 0)
+    odd = ops.equal(kind % 2, popxl.constant(n[5] % 2, popxl.int32))
+    x, y, kind = ops.conditional(odd, *branches, given, given)
+    if n[3] % 3 == 0:
+        x, y, kind = ops.repeat(ir.create_graph(inner, x, y, kind), 2, x, y, kind)
+    pool.extend([x, y])
+
+
+_LONG = ("choice", "nested_call", "nested_repeat", "nested_conditional")
 
 
 def _gather(pool: Pool, n: tuple[int, ...]) -> None:
@@ -411,6 +437,7 @@ INSTRUCTIONS: dict[str, Callable[[Pool, tuple[int, ...]], None]] = {
     "bias": _bias,
     "cache": _cache,
     "call": _call,
+    "choice": _choice,
     "conditional": _conditional,
     "gather": _gather,
     "layout": _layout,
@@ -479,7 +506,10 @@ def run_program(
             outputs.append(popxl.d2h_stream(t.shape, t.dtype))
             ops.host_store(outputs[-1], t)
     with popxl.Session(ir, "ipu_hw") as session:
-        for _ in range(runs):
-            results = session.run({stream: arrays["stream"] if several else arrays["stream"][0]})
+        inputs = {stream: arrays["stream"] if several else arrays["stream"][0]}
+        kinds = session.expected_inputs() - {stream}
+        for run in range(runs):
+            number = np.full(program.replicas, run, "int32") if several else np.int32(run)
+            results = session.run(inputs | dict.fromkeys(kinds, number))
         variables = [np.array(session.get_tensor_data(v)) for v in (shared, own)]
     return [results[output] for output in outputs] + variables

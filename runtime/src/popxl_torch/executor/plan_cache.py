@@ -9,6 +9,7 @@ something else, is reported in one line, ignored and written anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -109,7 +110,7 @@ class PlanCache:
             head, _, text = path.read_text("utf-8").partition("\n")
             if head != _head(key, text):
                 raise ValueError("another program's, cut short or changed")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             self._refuse(key, error)
@@ -131,8 +132,10 @@ class PlanCache:
                 part.write_text(f"{_head(key, text)}\n{text}", "utf-8")
                 part.replace(path)
             except OSError as error:
-                _LOG.warning("plan %s cannot be kept: %s", path, error)
-                part.unlink(missing_ok=True)
+                _LOG.warning("plans cannot be kept in %s: %s", folder, error)
+                self._folder = None
+                with contextlib.suppress(OSError):
+                    part.unlink()
                 break
         self._unsaved.clear()
 
