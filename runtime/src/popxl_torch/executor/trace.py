@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -28,6 +28,10 @@ class Region:
     loaded_bytes: int = 0
     copied_bytes: int = 0
     ms: float = 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """Its entry in the trace file."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Trace:
@@ -79,7 +83,7 @@ class Trace:
             "total_ms": self.total_ms,
             "device": self.device,
             "steps": self.steps,
-            "regions": [asdict(region) for region in self.regions.values()],
+            "regions": [region.as_dict() for region in self.regions.values()],
         }
 
     def write(self) -> None:
