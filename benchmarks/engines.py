@@ -97,7 +97,8 @@ def step_bytes(config: MagmaConfig, slots: int, adapters: bool = True) -> int:
     """
     lm = config.transformer
     h = lm.hidden_size
-    block = 4 * h * h + 2 * h * lm.inner_size + (2 * h * lm.adapter_size if adapters else 0)
+    adapter = 2 * h * lm.inner_of(lm.ff_adapter)
+    block = 4 * h * h + 2 * h * lm.inner_size + (adapter if adapters else 0)
     cached = config.batch * slots * lm.layers * 2 * h
     size = np.dtype(str(lm.precision)).itemsize
     return size * (lm.layers * block + lm.embedding.vocab_size * h + cached)

@@ -217,8 +217,9 @@ def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
         f" greedy; {setup.threads} threads; {setup.rounds} rounds in which the engines take turns."
         " Native kernels of ours: on where they were built, unless the row says otherwise."
         f" {setup.instructions()}",
-        f"Ours has adapters ({lm.adapter_size} wide, {lm.precision}), which peers lack. llama.cpp"
-        " runs its phi2 at GPT-J's sizes and takes no picture: its prompt has as many ids more.",
+        f"Ours has adapters ({lm.inner_of(lm.ff_adapter)} wide, {lm.precision}), which peers lack."
+        " llama.cpp runs its phi2 at GPT-J's sizes and takes no picture: its prompt has as many"
+        " ids more.",
     )
     return [
         (_decode_result(config, entries, turns, setup, notes), turns),

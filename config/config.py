@@ -23,8 +23,8 @@ ENCODER_STRIDE = 32
 SLICE_MULTIPLE = 16
 """Rows of a shard of the word embedding are padded to a multiple of this."""
 
-ADAPTER_MODES = ("normal", None)
-"""Kinds of adapter behind the MLP that the graphs have; None is a model without adapters."""
+ADAPTER_MODES = ("normal", "parallel", "scaled_parallel", None)
+"""Kinds of adapter; None is a model without."""
 
 _MAX_SEED = 2**32 - 1
 
@@ -117,10 +117,10 @@ class GPTJAttentionConfig:
 
 @dataclass
 class AdapterConfig:
-    """Adapter behind the MLP."""
+    """Adapter at the MLP or at the attention."""
 
     mode: str | None = simple_parsing.field(default="normal", type=adapter_mode)
-    """kind of adapter: normal or none"""
+    """kind of adapter: normal (behind), parallel (beside), scaled_parallel or none"""
     downsample_factor: int = 4
     """hidden size over inner size of the adapter"""
     layer_norm: bool = simple_parsing.field(default=False, negative_prefix="--no-")
@@ -156,6 +156,7 @@ class GPTJConfig:
     embedding: GPTJEmbeddingConfig = field(default_factory=GPTJEmbeddingConfig)
     attention: GPTJAttentionConfig = field(default_factory=GPTJAttentionConfig)
     ff_adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    attention_adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(mode=None))
     execution: GPTJExecution = field(default_factory=GPTJExecution)
 
     @property
@@ -168,10 +169,9 @@ class GPTJConfig:
         """Channels inside the MLP."""
         return 4 * self.hidden_size
 
-    @property
-    def adapter_size(self) -> int:
-        """Channels inside the adapter."""
-        return self.hidden_size // self.ff_adapter.downsample_factor
+    def inner_of(self, adapter: AdapterConfig) -> int:
+        """Channels inside an adapter."""
+        return self.hidden_size // adapter.downsample_factor
 
     @property
     def embedding_rows_per_shard(self) -> int:
@@ -302,17 +302,18 @@ def _check_transformer(lm: GPTJConfig) -> None:
         f"transformer.attention.rotary_dim is {rotary}; it must be even and at most the head size "
         f"{lm.head_size}",
     )
-    _require(
-        lm.ff_adapter.mode in ADAPTER_MODES,
-        f"transformer.ff_adapter.mode is {lm.ff_adapter.mode!r}; this program has 'normal' and "
-        "none",
-    )
-    factor = lm.ff_adapter.downsample_factor
-    _require(
-        lm.hidden_size % factor == 0,
-        f"transformer.hidden_size {lm.hidden_size} is not a multiple of "
-        f"ff_adapter.downsample_factor {factor}",
-    )
+    for name in ("ff_adapter", "attention_adapter"):
+        adapter: AdapterConfig = getattr(lm, name)
+        _require(
+            adapter.mode in ADAPTER_MODES,
+            f"transformer.{name}.mode is {adapter.mode!r}; it must be one of "
+            f"{', '.join(map(str, ADAPTER_MODES[:-1]))} and none",
+        )
+        _require(
+            lm.hidden_size % adapter.downsample_factor == 0,
+            f"transformer.hidden_size {lm.hidden_size} is not a multiple of "
+            f"{name}.downsample_factor {adapter.downsample_factor}",
+        )
     real, padded = lm.embedding.real_vocab_size, lm.embedding.vocab_size
     _require(
         real <= padded,
@@ -328,8 +329,10 @@ def _check_tensor_parallel(lm: GPTJConfig) -> None:
         "the MLP's inner size": lm.inner_size,
         "embedding.vocab_size": lm.embedding.vocab_size,
     }
-    if lm.ff_adapter.mode is not None:
-        cut["the adapter's inner size"] = lm.adapter_size
+    for name in ("ff_adapter", "attention_adapter"):
+        adapter: AdapterConfig = getattr(lm, name)
+        if adapter.mode is not None:
+            cut[f"the inner size of {name}"] = lm.inner_of(adapter)
     for what, size in cut.items():
         _require(
             size % tp == 0,

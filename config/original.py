@@ -18,6 +18,9 @@ _ENCODER = "clip_resnet_large"
 _ADAPTER_FIELDS = {"adapter_type": "mode", "add_layernorm": "layer_norm"}
 """Fields that have other names here."""
 
+_PLACES = {"mlp": "ff_adapter", "attention": "attention_adapter"}
+"""Where adapters are, and our fields."""
+
 
 def preset_or_original(name: str | os.PathLike[str]) -> MagmaConfig:
     """The configuration of a preset's name or of a YAML file of the original.
@@ -57,21 +60,27 @@ def read_original(path: Path) -> MagmaConfig:
     _require(path, content, "encoder_name", _ENCODER)
     _require(path, content, "use_image_embed_layernorm", True)
     config = load_preset(_BASE)
-    config.transformer.ff_adapter = _adapter(path, content.get("adapter_config") or {})
+    adapters = content.get("adapter_config") or {}
+    for place, field in _PLACES.items():
+        setattr(config.transformer, field, _adapter(path, adapters, place))
     config.validate()
     return config
 
 
-def _adapter(path: Path, adapters: Any) -> AdapterConfig:
-    if not isinstance(adapters, Mapping) or not isinstance(adapters.get("mlp", {}), Mapping):
-        raise UserError(f"{path}: adapter_config is {adapters!r}; expected fields of mlp")
-    others = adapters.keys() - {"mlp"}
+def _adapter(path: Path, adapters: Any, place: str) -> AdapterConfig:
+    if not isinstance(adapters, Mapping) or not isinstance(adapters.get(place, {}), Mapping):
+        raise UserError(f"{path}: adapter_config is {adapters!r}; expected fields of {place}")
+    others = adapters.keys() - _PLACES.keys()
     if others:
-        raise UserError(f"{path}: has adapters at {', '.join(others)}; this program has mlp only")
-    if "mlp" not in adapters:
+        raise UserError(
+            f"{path}: has adapters at {', '.join(others)}; this program has them at "
+            f"{' and '.join(_PLACES)}"
+        )
+    if place not in adapters:
         return AdapterConfig(mode=None)
-    fields = {_ADAPTER_FIELDS.get(name, name): value for name, value in adapters["mlp"].items()}
-    adapter: AdapterConfig = from_mapping(AdapterConfig, fields, f"{path}: adapter_config: mlp")
+    fields = {_ADAPTER_FIELDS.get(name, name): value for name, value in adapters[place].items()}
+    where = f"{path}: adapter_config: {place}"
+    adapter: AdapterConfig = from_mapping(AdapterConfig, fields, where)
     return adapter
 
 

@@ -31,6 +31,7 @@ def small_config(
     rotary_dim: int = 6,
     adapter_layer_norm: bool = False,
     adapter_mode: str | None = "normal",
+    attention_adapter_mode: str | None = None,
     attention_serialisation: int = 1,
     visual_layers: tuple[int, int, int, int] = (1, 2, 1, 2),
     visual_width: int = 8,
@@ -60,6 +61,9 @@ def small_config(
             attention=GPTJAttentionConfig(heads=heads, rotary_dim=rotary_dim),
             ff_adapter=AdapterConfig(
                 mode=adapter_mode, downsample_factor=4, layer_norm=adapter_layer_norm
+            ),
+            attention_adapter=AdapterConfig(
+                mode=attention_adapter_mode, downsample_factor=8, layer_norm=adapter_layer_norm
             ),
             execution=GPTJExecution(
                 micro_batch_size=batch,

@@ -138,7 +138,14 @@ def test_logits_of_large_pictures(files, rng, tensor_parallel, precision, batch)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     "architecture",
-    [{"adapter_layer_norm": True}, {"adapter_mode": None}, {"layers": 1}, {"layers": 5}],
+    [
+        {"adapter_layer_norm": True},
+        {"adapter_mode": None},
+        {"adapter_mode": "normal", "attention_adapter_mode": "normal"},
+        {"adapter_mode": "scaled_parallel", "attention_adapter_mode": "parallel"},
+        {"layers": 1},
+        {"layers": 5},
+    ],
     ids=str,
 )
 def test_logits_of_other_architectures(files, rng, precision, architecture):

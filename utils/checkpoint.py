@@ -159,22 +159,23 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         return PUBLISHED_POSITIONS
 
     def _check_layout(self, wanted: AdapterLayout) -> None:
-        self.layout.require_supported(self.path)
         if not any(name.startswith("lm.transformer.h.") for name in self._tensors):
             return  # the missing names say more
-        found, asked = self.layout.mlp, wanted.mlp
-        if (found is None) != (asked is None):
-            mode = "None" if found is None else found.kind
-            raise UserError(
-                f"{self.path}: its adapter layout is {self.layout.describe()}, the configuration "
-                f"asks for {wanted.describe()}; set transformer.ff_adapter.mode to {mode}"
-            )
-        if found and asked and found.layer_norm != asked.layer_norm:
-            with_or_without = "with" if found.layer_norm else "without"
-            raise UserError(
-                f"{self.path}: its adapters come {with_or_without} a layer norm; "
-                f"set transformer.ff_adapter.layer_norm to {found.layer_norm}"
-            )
+        for place, field in (("mlp", "ff_adapter"), ("attention", "attention_adapter")):
+            found, asked = getattr(self.layout, place), getattr(wanted, place)
+            kind = found.kind if found else "none"
+            if kind != (asked.kind if asked else "none"):
+                raise UserError(
+                    f"{self.path}: its adapter layout is {self.layout.describe()}, the "
+                    f"configuration asks for {wanted.describe()}; set transformer.{field}.mode to "
+                    f"{kind}"
+                )
+            if found and found.layer_norm != asked.layer_norm:
+                with_or_without = "with" if found.layer_norm else "without"
+                raise UserError(
+                    f"{self.path}: its {place} adapters come {with_or_without} a layer norm; "
+                    f"set transformer.{field}.layer_norm to {found.layer_norm}"
+                )
 
     def _check_sizes(self, config: MagmaConfig) -> None:
         """Names differing sizes of the whole model, rather than a thousand misshapen tensors."""

@@ -105,29 +105,20 @@ class AdapterLayout:
         both_normal = all(s and s.kind == "normal" for s in (self.mlp, self.attention))
         return f"v2 ({' and '.join(places)})" if both_normal else " and ".join(places)
 
-    def require_supported(self, path: object = "the checkpoint") -> None:
-        """Raises UserError, naming the layout, unless this version's graphs can run it."""
-        if self.attention is None and (self.mlp is None or self.mlp.kind == "normal"):
-            return
-        raise UserError(
-            f"{path}: its adapter layout is {self.describe()}, whose graphs come in a later "
-            "version; supported now: v1 (normal MLP adapters) and no adapters"
-        )
 
-
-# Where a block keeps its MLP, its attention and their adapters, for each kind of adapter.
-_MLP_PATHS = {
+MLP_PATHS = {
     None: ("mlp", ""),
     "normal": ("mlp.0", "mlp.1.adapter"),
     "parallel": ("mlp.module", "mlp.adapter"),
     "scaled_parallel": ("mlp.module", "mlp.adapter"),
 }
-_ATTENTION_PATHS = {
+ATTENTION_PATHS = {
     None: ("attn.attention", ""),
     "normal": ("attn.attn_block.attention", "attn.adapter"),
     "parallel": ("attn.module.attention", "attn.adapter"),
     "scaled_parallel": ("attn.module.attention", "attn.adapter"),
 }
+"""Where a block keeps its MLP or attention, and the adapter of it, for each kind of adapter."""
 
 # Surplus names that do no harm: the attention pool that MAGMA removes, a classifier's head.
 _IGNORED = re.compile(r"image_prefix\.enc\.attnpool\.|class_head\.")
@@ -186,7 +177,7 @@ def detect_layout(names: Iterable[str]) -> AdapterLayout:
     """The adapter layout that canonical ``names`` show; inner sizes are not in names and stay 0."""
     block = re.compile(r"^lm\.transformer\.h\.\d+\.")
     rests = {block.sub("", name, count=1) for name in names if block.match(name)}
-    return AdapterLayout(mlp=_detect(rests, _MLP_PATHS), attention=_detect(rests, _ATTENTION_PATHS))
+    return AdapterLayout(mlp=_detect(rests, MLP_PATHS), attention=_detect(rests, ATTENTION_PATHS))
 
 
 def _detect(rests: set[str], paths: dict[str | None, tuple[str, str]]) -> AdapterSpec | None:
@@ -200,12 +191,12 @@ def _detect(rests: set[str], paths: dict[str | None, tuple[str, str]]) -> Adapte
 
 def configured_layout(config: MagmaConfig) -> AdapterLayout:
     """The adapter layout that ``config`` asks for."""
-    adapter = config.transformer.ff_adapter
-    mode = getattr(adapter.mode, "value", adapter.mode)
-    if mode is None or mode == "none":
-        return AdapterLayout()
-    inner = config.transformer.hidden_size // adapter.downsample_factor
-    return AdapterLayout(mlp=AdapterSpec(str(mode), inner, adapter.layer_norm))
+    lm = config.transformer
+    specs = (
+        None if a.mode is None else AdapterSpec(a.mode, lm.inner_of(a), a.layer_norm)
+        for a in (lm.ff_adapter, lm.attention_adapter)
+    )
+    return AdapterLayout(*specs)
 
 
 def expected_tensors(
@@ -261,7 +252,7 @@ def _attention(
 ) -> _Rows:
     hidden = config.transformer.hidden_size
     rotary = config.transformer.attention.rotary_dim
-    base, adapter_path = _ATTENTION_PATHS[adapter.kind if adapter else None]
+    base, adapter_path = ATTENTION_PATHS[adapter.kind if adapter else None]
     for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
         yield f"{block}.{base}.{name}.weight", TensorEntry((hidden, hidden))
     # Not a bias: the causal mask.
@@ -277,7 +268,7 @@ def _attention(
 
 
 def _mlp(block: str, hidden: int, adapter: AdapterSpec | None) -> _Rows:
-    base, adapter_path = _MLP_PATHS[adapter.kind if adapter else None]
+    base, adapter_path = MLP_PATHS[adapter.kind if adapter else None]
     yield from _linear(f"{block}.{base}.c_fc", 4 * hidden, hidden)
     yield from _linear(f"{block}.{base}.c_proj", hidden, 4 * hidden)
     if adapter:

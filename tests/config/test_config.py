@@ -29,7 +29,7 @@ def test_defaults_are_the_published_model() -> None:
     assert (config.visual.embed_dim, config.visual.heads) == (3072, 48)
     assert (config.image_tokens, config.total_tokens) == (144, MAX_POSITIONS)
     lm = config.transformer
-    assert (lm.head_size, lm.inner_size, lm.adapter_size) == (256, 16384, 1024)
+    assert (lm.head_size, lm.inner_size, lm.inner_of(lm.ff_adapter)) == (256, 16384, 1024)
 
 
 @pytest.mark.parametrize(("tp", "rows"), [(1, 50272), (2, 25136), (4, 12576), (8, 6288)])
@@ -68,7 +68,7 @@ _LM = {
         "rotary_dim is 10",
     ),
     "odd rotary": ({"attention": GPTJAttentionConfig(heads=8, rotary_dim=3)}, "rotary_dim is 3"),
-    "unknown adapter": ({"ff_adapter": AdapterConfig(mode="parallel")}, "'parallel'"),
+    "unknown adapter": ({"ff_adapter": AdapterConfig(mode="beside")}, "'beside'"),
     "uneven adapter": ({"ff_adapter": AdapterConfig(downsample_factor=5)}, "downsample_factor 5"),
     "real vocabulary above": (
         {"embedding": GPTJEmbeddingConfig(vocab_size=128, real_vocab_size=130)},
@@ -87,7 +87,7 @@ _LM = {
             "execution": GPTJExecution(tensor_parallel=4),
             "ff_adapter": AdapterConfig(downsample_factor=32),
         },
-        "the adapter's inner size (2)",
+        "the inner size of ff_adapter (2)",
     ),
     "zero layers": ({"layers": 0}, "transformer.layers is 0"),
     "negative positions": ({"sequence_length": -3}, "sequence_length is -3"),

@@ -64,6 +64,15 @@ def test_adapters(
     )
 
 
+def test_adapters_of_the_second_configuration(tmp_path: Path) -> None:
+    places = {
+        "mlp": {"adapter_type": "normal", "downsample_factor": 8},
+        "attention": {"adapter_type": "normal", "downsample_factor": 8},
+    }
+    config = preset_or_original(written(tmp_path, adapter_config=places))
+    assert shapes(config) == shapes(load_preset("magma_v2_500"))
+
+
 def test_a_presets_name() -> None:
     assert preset_or_original("tiny") == load_preset("tiny")
 
@@ -73,8 +82,9 @@ def test_a_presets_name() -> None:
     [
         ({"encoder_name": "clip"}, "encoder_name is 'clip'; this program has 'clip_resnet_large'"),
         ({"use_image_embed_layernorm": False}, "use_image_embed_layernorm is False"),
-        ({"adapter_config": {"mlp": {}, "attention": {}}}, "adapters at attention"),
-        ({"adapter_config": {"mlp": {"adapter_type": "parallel"}}}, "mode is 'parallel'"),
+        ({"adapter_config": {"mlp": {}, "head": {}}}, "adapters at head"),
+        ({"adapter_config": {"mlp": {"adapter_type": "beside"}}}, "mode is 'beside'"),
+        ({"adapter_config": {"attention": 3}}, "adapter_config"),
         ({"adapter_config": {"mlp": {"downsample_factor": 3}}}, "not a multiple"),
         ({"adapter_config": {"mlp": {"downsample_factor": "x"}}}, "downsample_factor"),
         ({"adapter_config": [1]}, "adapter_config"),

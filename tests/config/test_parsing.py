@@ -53,7 +53,7 @@ def test_bare_and_dotted_names_set_the_same_field() -> None:
         ("--width", "--visual.width", "16"),
         ("--tensor_parallel", "--transformer.execution.tensor_parallel", "4"),
         ("--vocab_size", "--transformer.embedding.vocab_size", "1024"),
-        ("--mode", "--transformer.ff_adapter.mode", "none"),
+        ("--ff_adapter.mode", "--transformer.ff_adapter.mode", "none"),
     ]:
         assert _parse(bare, value) == _parse(dotted, value) != load_preset("tiny")
 
@@ -71,7 +71,7 @@ def test_every_leaf_is_on_the_command_line() -> None:
                 argv.extend([f"--{prefix}{name}", *map(str, values)])
 
     add(config, "")
-    assert len([word for word in argv if word.startswith("--")]) == 23
+    assert len([word for word in argv if word.startswith("--")]) == 26
     assert _parse(*argv, default="magma_v1_500") == config
 
 
@@ -85,10 +85,11 @@ def test_tuples_can_be_set() -> None:
 
 
 def test_enum_and_flag() -> None:
-    config = _parse("--visual.precision", "float16", "--layer_norm")
+    flag = "--ff_adapter.layer_norm"
+    config = _parse("--visual.precision", "float16", flag)
     assert config.visual.precision is Precision.float16
     assert config.transformer.ff_adapter.layer_norm is True
-    assert _parse("--layer_norm", "false").transformer.ff_adapter.layer_norm is False
+    assert _parse(flag, "false").transformer.ff_adapter.layer_norm is False
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_enum_and_flag() -> None:
         (["--hidden_sise", "64"], ["--hidden_sise", "'--hidden_size'"]),
         (["--visual.widht=8"], ["--visual.widht", "'--visual.width'"]),
         (["--layers", "2"], ["ambiguous", "--visual.layers", "--transformer.layers"]),
-        (["--ff_adapter.mode", "none"], ["unknown", "mean '--transformer.ff_adapter.mode'"]),
+        (["--mode", "none"], ["ambiguous", "--ff_adapter.mode", "--attention_adapter.mode"]),
         (["--micro_batch_size", "2"], ["ambiguous", "--visual.execution.micro_batch_size"]),
         (["--transformer.layer", "2"], ["unknown option", "'--transformer.layers'"]),
         (["--heads", "many"], ["--heads", "invalid int value: 'many'"]),
@@ -110,7 +111,7 @@ def test_enum_and_flag() -> None:
         (["--tensor_parallel", "3"], ["tensor_parallel is 3", "attention.heads (8)"]),
         (["--zzzz", "1"], ["unknown option --zzzz", "--help"]),
         (["picture.jpg"], ["picture.jpg"]),
-        (["--mode", "parallel"], ["'parallel'", "normal"]),
+        (["--ff_adapter.mode", "beside"], ["'beside'", "normal"]),
     ],
 )
 def test_bad_command_lines_are_one_line(argv: list[str], facts: list[str]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from config.config import ADAPTER_MODES
 from modelling.adapters import Adapter
 from modelling.gptj.attention import Attention
 from modelling.gptj.decoder import DecoderBlock
@@ -79,14 +80,13 @@ def test_feed_forward(pair, x, config, tensor_parallel, precision, batch):
     lm = config.transformer
     weights = FeedForward.mapping(lm, tensors, f"{BLOCK}mlp.0.")
     ours = run(lambda: FeedForward(lm), weights, x, config)
-    expected = reference.lm.transformer.h[1].mlp.mlp(torch.from_numpy(x))
+    expected = reference.lm.transformer.h[1].mlp.part(torch.from_numpy(x))
     check(equal_on_all(ours), expected, precision)
 
 
 def adapter_difference(reference, x: np.ndarray) -> torch.Tensor:
     """What the adapter of block 1 adds to its input."""
-    adapter = reference.lm.transformer.h[1].mlp.adapter
-    return adapter(torch.from_numpy(x)) - torch.from_numpy(x)
+    return reference.lm.transformer.h[1].mlp.adapter(torch.from_numpy(x))
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -94,8 +94,8 @@ def test_adapter(pair, x, tensor_parallel, precision, batch, layer_norm):
     tensors, reference = pair(adapter_layer_norm=layer_norm)
     config = small_config(tensor_parallel, precision, batch, adapter_layer_norm=layer_norm)
     lm = config.transformer
-    weights = Adapter.mapping(lm, tensors, f"{BLOCK}mlp.1.adapter.")
-    ours = run(lambda: Adapter(lm), weights, x, config)
+    weights = Adapter.mapping(lm, lm.ff_adapter, tensors, f"{BLOCK}mlp.1.adapter")
+    ours = run(lambda: Adapter(lm, lm.ff_adapter), weights, x, config)
     expected = adapter_difference(reference, x)
     # An adapter that adds next to nothing would prove nothing in the tests of whole blocks.
     assert expected.std() > 0.1
@@ -116,7 +116,7 @@ def test_unreduced_parts_sum_to_the_whole(pair, x, config, tensor_parallel, prec
         "feed_forward": (
             FeedForward,
             f"{BLOCK}mlp.0.",
-            block.mlp.mlp(torch.from_numpy(x)) - block.mlp.mlp.fc_out.bias,
+            block.mlp.part(torch.from_numpy(x)) - block.mlp.part.fc_out.bias,
         ),
     }[part]
     weights = make.mapping(lm, tensors, prefix)
@@ -126,8 +126,14 @@ def test_unreduced_parts_sum_to_the_whole(pair, x, config, tensor_parallel, prec
 
 @pytest.mark.parametrize(
     "architecture",
-    [{}, {"adapter_layer_norm": True}, {"adapter_mode": None}],
-    ids=["adapter", "adapter with layer norm", "no adapter"],
+    [
+        {"adapter_mode": mlp, "attention_adapter_mode": attention, "adapter_layer_norm": norm}
+        for mlp in ADAPTER_MODES
+        for attention in ADAPTER_MODES
+        for norm in (False, True)
+        if norm is False or mlp == attention is not None
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
 )
 def test_decoder_block(pair, x, tensor_parallel, precision, batch, architecture):
     tensors, reference = pair(**architecture)

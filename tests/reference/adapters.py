@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 
 class Adapter(nn.Module):
-    """The ``normal`` adapter: x + E · relu(C · norm(x) + c) + e, for x of shape [..., h]."""
+    """E · relu(C · norm(x) + c) + e, for x of shape [..., h]."""
 
     def __init__(self, hidden_size: int, downsample_factor: int, layer_norm: bool):
         super().__init__()
@@ -18,17 +20,29 @@ class Adapter(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Same shape as x."""
-        return x + self.up(torch.relu(self.down(self.norm(x))))
+        return self.up(torch.relu(self.down(self.norm(x))))
 
 
-class AdaptedMlp(nn.Module):
-    """An MLP whose finished output, bias included, goes through an adapter."""
+class Adapted(nn.Module):
+    """An MLP or an attention with an adapter: behind its finished output, or beside it."""
 
-    def __init__(self, mlp: nn.Module, adapter: Adapter):
+    def __init__(self, part: nn.Module, adapter: Adapter, kind: str):
         super().__init__()
-        self.mlp = mlp
+        self.part = part
         self.adapter = adapter
+        self.kind = kind
+        self.scale = nn.Parameter(torch.ones(1)) if kind == "scaled_parallel" else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Same shape as x."""
-        return self.adapter(self.mlp(x))
+    def adapted(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What becomes of the part's output y for its input x."""
+        if self.kind == "normal":
+            return y + self.adapter(y)
+        difference = self.adapter(x)
+        return y + (difference if self.scale is None else self.scale * difference)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
+        """As the part's; an attention returns a tuple."""
+        result = self.part(hidden_states, *args, **options)
+        if isinstance(result, tuple):
+            return (self.adapted(hidden_states, result[0]), *result[1:])
+        return self.adapted(hidden_states, result)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.reference.adapters import AdaptedMlp, Adapter
+from tests.reference.adapters import Adapted, Adapter
 from tests.reference.resnet import flatten_row_major, modified_resnet
 from tests.reference.torchvision_shim import make_torchvision_importable
 
@@ -81,12 +81,10 @@ class ReferenceMagma(nn.Module):
                 attn_implementation="eager",
             )
         )
-        adapter = text.ff_adapter
-        if adapter.mode is not None:
-            for block in self.lm.transformer.h:
-                block.mlp = AdaptedMlp(
-                    block.mlp, Adapter(h, adapter.downsample_factor, adapter.layer_norm)
-                )
+        for name, adapter in (("mlp", text.ff_adapter), ("attn", text.attention_adapter)):
+            for block in self.lm.transformer.h if adapter.mode is not None else ():
+                network = Adapter(h, adapter.downsample_factor, adapter.layer_norm)
+                setattr(block, name, Adapted(getattr(block, name), network, adapter.mode))
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -207,19 +205,35 @@ def _both(own: str, published: str) -> dict[str, str]:
 
 
 def _block_names(config: Any, block: str) -> dict[str, str]:
-    adapter = config.transformer.ff_adapter
-    adapted = adapter.mode is not None
-    own_mlp, mlp = ("mlp.mlp", "mlp.0") if adapted else ("mlp", "mlp")
+    lm = config.transformer
     table = _both(f"{block}.ln_1", f"{block}.ln_1")
+    own, mlp = _PUBLISHED[lm.ff_adapter.mode]
+    for name, published in (("fc_in", "c_fc"), ("fc_out", "c_proj")):
+        table |= _both(f"{block}.mlp{own}.{name}", f"{block}.mlp{mlp}.{published}")
+    own, attention = _PUBLISHED[lm.attention_adapter.mode]
+    attention = ".attn_block" if attention == ".0" else attention
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        table[f"{block}.attn.{name}.weight"] = f"{block}.attn.attention.{name}.weight"
-    for own, published in (("fc_in", "c_fc"), ("fc_out", "c_proj")):
-        table |= _both(f"{block}.{own_mlp}.{own}", f"{block}.{mlp}.{published}")
-    if adapted:
-        parts = {"down": 1, "up": 3, "norm": 0} if adapter.layer_norm else {"down": 0, "up": 2}
-        for own, index in parts.items():
-            table |= _both(f"{block}.mlp.adapter.{own}", f"{block}.mlp.1.adapter.{index}")
+        published = f"{block}.attn{attention}.attention.{name}.weight"
+        table[f"{block}.attn{own}.{name}.weight"] = published
+    for place, adapter in (("mlp", lm.ff_adapter), ("attn", lm.attention_adapter)):
+        behind = ".1" if (place, adapter.mode) == ("mlp", "normal") else ""
+        if adapter.mode == "scaled_parallel":
+            table[f"{block}.{place}.scale"] = f"{block}.{place}.adapter_scale"
+        if adapter.mode is not None:
+            parts = {"down": 1, "up": 3, "norm": 0} if adapter.layer_norm else {"down": 0, "up": 2}
+            for name, index in parts.items():
+                published = f"{block}.{place}{behind}.adapter.{index}"
+                table |= _both(f"{block}.{place}.adapter.{name}", published)
     return table
+
+
+# Where a part lies below its place: here, and in the published file's MLP.
+_PUBLISHED = {
+    None: ("", ""),
+    "normal": (".part", ".0"),
+    "parallel": (".part", ".module"),
+    "scaled_parallel": (".part", ".module"),
+}
 
 
 def _encoder_names(config: Any) -> dict[str, str]:

@@ -50,7 +50,7 @@ def test_file_as_deepspeed_saves_it(tmp_path: Path, state: State, config: MagmaC
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("mode", ["normal", None])
+@pytest.mark.parametrize("mode", ["normal", "parallel", "scaled_parallel", None])
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_bare_state_dict_of_every_supported_layout_and_type(
     tmp_path: Path,
@@ -59,7 +59,9 @@ def test_bare_state_dict_of_every_supported_layout_and_type(
     mode: str | None,
     layer_norm: bool,
 ) -> None:
-    config = small_config(adapter_mode=mode, adapter_layer_norm=layer_norm)
+    config = small_config(
+        adapter_mode=mode, attention_adapter_mode=mode, adapter_layer_norm=layer_norm
+    )
     state = published_state(config, configured_layout(config), generator, dtype)
     assert_equal(open_checkpoint(saved(tmp_path, state), config), canonical(state))
 
@@ -307,7 +309,7 @@ def test_layout_that_the_configuration_does_not_ask_for(
     plain = published_state(small_config(), AdapterLayout(), generator)
     message = refusal(saved(tmp_path, plain), small_config())
     assert "no adapters" in message
-    assert "set transformer.ff_adapter.mode to None" in message
+    assert "set transformer.ff_adapter.mode to none" in message
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_layout_that_the_configuration_does_not_ask_for(
         AdapterLayout(None, AdapterSpec("scaled_parallel", 16)),
     ],
 )
-def test_layouts_without_graphs_end_in_a_line_that_names_them(
+def test_other_layouts_end_in_a_line_that_names_them(
     tmp_path: Path, generator: torch.Generator, config: MagmaConfig, layout: AdapterLayout
 ) -> None:
     path = saved(tmp_path, published_state(config, layout, generator))
