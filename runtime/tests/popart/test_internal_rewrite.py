@@ -95,6 +95,8 @@ class TestOps:
             handle.eraseOp(1)
         with pytest.raises(popart_exception):
             handle.getTensor("nothing")
+        with pytest.raises(popart_exception):
+            handle.getIr().getGraph("nothing")
         op = handle.createOp_AddOp(settings())
         with pytest.raises(popart_exception):
             op.connectInTensor(0, "nothing")

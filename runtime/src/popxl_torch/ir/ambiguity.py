@@ -68,14 +68,18 @@ def _viewed(op: Op, places: dict[Value, _Place]) -> _Place:
 
 def _check_uses(graph: Graph, uses: dict[Value, list[tuple[Op, Op | None, bool]]]) -> None:
     """Compare the uses of each memory pair by pair."""
-    earlier = _earlier(graph)
+    number: dict[Op, int] = {}
+    for found in uses.values():
+        for op, *_ in found:
+            number.setdefault(op, len(number))
+    earlier = _earlier(graph, number)
     for root, found in uses.items():
         for at, (op, cut, writes) in enumerate(found):
             for other, other_cut, other_writes in found[:at]:
                 if op is other or not (writes or other_writes) or op.context != other.context:
                     continue
                 apart = cut is not None and other_cut is not None and cut is not other_cut
-                if not apart and not earlier[op][0] >> earlier[other][1] & 1:
+                if not apart and not earlier[op] >> number[other] & 1:
                     raise popart_exception(
                         f"Inplacing ambiguity detected. Of these ops, which use the memory of"
                         f" {root}, one writes it, and the program does not order them:\n"
@@ -85,14 +89,16 @@ def _check_uses(graph: Graph, uses: dict[Value, list[tuple[Op, Op | None, bool]]
                     )
 
 
-def _earlier(graph: Graph) -> dict[Op, tuple[int, int]]:
-    """For each op: the ops that must run before it, as bits, and the number of its own bit."""
-    found: dict[Op, tuple[int, int]] = {}
-    for number, op in enumerate(graph.ops):
+def _earlier(graph: Graph, number: dict[Op, int]) -> dict[Op, int]:
+    """For each op: which of the numbered ops must run before it, as bits."""
+    found: dict[Op, int] = {}
+    for op in graph.ops:
         bits = 0
         made = (value.producer for value in op.inputs if value is not None)
         for before in (*made, *graph.befores.get(op, ())):
             if before is not None and before in found:
-                bits |= found[before][0] | 1 << found[before][1]
-        found[op] = bits, number
+                bits |= found[before]
+                if before in number:
+                    bits |= 1 << number[before]
+        found[op] = bits
     return found

@@ -58,8 +58,11 @@ class Ir:
         return Graph(self._program.main)
 
     def getGraph(self, graph_id: str) -> Graph:
-        """The graph with this id."""
-        return Graph(self._program.graphs[str(graph_id)])
+        """The graph with this id; popart_exception if there is none."""
+        try:
+            return Graph(self._program.graphs[str(graph_id)])
+        except KeyError:
+            raise popart_exception(f"No graph with id {graph_id!r}") from None
 
     def getTensor(self, tensor_id: str) -> Tensor:
         """The tensor with this id, in any graph; popart_exception if there is none."""
