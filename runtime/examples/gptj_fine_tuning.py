@@ -251,6 +251,16 @@ def sequences(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return inputs.reshape(MICRO_BATCHES, -1), labels.reshape(MICRO_BATCHES, -1)
 
 
+def random_weights(
+    variables: dict[str, popxl.tensor.Variable], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Weights to start from."""
+    return {
+        name: (0.3 * rng.normal(size=v.shape) + name.endswith("ln.weight")).astype("float32")
+        for name, v in variables.items()
+    }
+
+
 def main() -> None:
     """The losses of twelve steps, which fall and equal PyTorch's."""
     ir = popxl.Ir()
@@ -269,10 +279,7 @@ def main() -> None:
         for name, variable in entry.to_dict().items()
     }
     rng = np.random.default_rng(0)
-    start = {
-        name: (0.3 * rng.normal(size=v.shape) + name.endswith("ln.weight")).astype("float32")
-        for name, v in variables.items()
-    }
+    start = random_weights(variables, rng)
     reference = {name: torch.tensor(a, requires_grad=True) for name, a in start.items()}
     adam = torch.optim.AdamW(
         reference.values(), ADAM["lr"], (ADAM["beta1"], ADAM["beta2"]), ADAM["eps"],

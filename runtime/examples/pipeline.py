@@ -36,7 +36,7 @@ def gradients(x: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[np.n
 def main() -> None:
     """Accumulates the gradients of ten micro-batches in one run."""
     rng = np.random.default_rng(0)
-    weights = [rng.normal(size=(WIDTH, WIDTH)).astype("float32") for _ in range(2)]
+    weights = rng.normal(size=(2, WIDTH, WIDTH)).astype("float32")
     ir = popxl.Ir()
     ir.num_host_transfers = STEPS
     with ir.main_graph, popxl.in_sequence():
@@ -47,11 +47,10 @@ def main() -> None:
             accumulators, grad = addons.autodiff_with_accumulation(
                 graph, graph.args.tensors, grads_required=graph.graph.inputs[:1]
             )
-            state = accumulators.init()
+            means.append(accumulators.init())
             forwards.append(graph.bind(factories.init()))
-            backwards.append(grad.bind(state))
+            backwards.append(grad.bind(means[-1]))
             infos.append(grad.grad_graph_info)
-            means.append(state.accum.w)
 
         with addons.pipelined_execution(STEPS) as pipeline:
             with pipeline.stage(0), popxl.ipu(0):
@@ -72,8 +71,9 @@ def main() -> None:
     with popxl.Session(ir, "ipu_hw") as session:
         session.run({stream: x})
     for mean, expected in zip(means, gradients(x, *weights), strict=True):
-        found = session.get_tensor_data(mean)
-        np.testing.assert_allclose(found, expected / STEPS, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            session.get_tensor_data(mean.accum.w), expected / STEPS, rtol=1e-4, atol=1e-5
+        )
     print(f"{len(weights)} gradients of {STEPS} micro-batches agree")
 
 

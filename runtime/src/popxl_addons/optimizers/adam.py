@@ -58,7 +58,7 @@ class AdamOptimizerStep(Module):
             global_norm_max: gradients are scaled down to this norm. Needed with `global_norm`.
 
         Raises:
-            ValueError: `global_norm` without `global_norm_max`.
+            AssertionError: `global_norm` without `global_norm_max`.
         """
         with popxl.in_sequence():
             scale = _scale(loss_scaling, global_norm, global_norm_max)
@@ -118,7 +118,7 @@ def _scale(
     if global_norm is None:
         return scale
     if global_norm_max is None:
-        raise ValueError("AdamOptimizerStep: global_norm needs global_norm_max")
+        raise AssertionError("AdamOptimizerStep: global_norm needs global_norm_max")
     norm = ops.cast(global_norm, popxl.float32)
     limit = (
         ops.cast(global_norm_max, popxl.float32)
