@@ -79,7 +79,7 @@ class Folder:
         count = loop.attrs["count"]
         pairs = zip(body.params, loop.ins, strict=True)
         starts = {param.slot: known[start.slot] for param, start in pairs if start.slot in known}
-        if not 0 < count <= LONGEST:
+        if count > LONGEST:
             return {}, {}
         while True:
             columns, ends = self._iterate(body, count, starts, known)

@@ -153,6 +153,25 @@ def test_the_trace_counts_regions_of_the_branches_taken(tmp_path: Path) -> None:
     assert runs == {"": 4, "times": 2}
 
 
+def test_the_trace_counts_a_region_in_which_a_run_has_nothing_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    ir = popxl.Ir()
+    ir._pb_ir.getSessionOptions().engineOptions["popxl_torch.trace"] = str(path)
+    with ir.main_graph, popxl.in_sequence():
+        x = ops.host_load(popxl.h2d_stream((2,), popxl.float32, "x"))
+        buffer = popxl.remote_buffer((2,), popxl.float32)
+        condition = _is_two(ir, x)
+        store = ir.create_graph(lambda t: ops.remote_store(buffer, 0, t), x)
+        with popxl.name_scope("maybe"):
+            ops.conditional(condition, store, ir.create_graph(lambda t: None, x), [x], [x])
+    with popxl.Session(ir, "ipu_hw") as session:
+        for kind in (2, 1, 1):
+            arrays = {(): np.int32(kind), (2,): np.zeros(2, "float32")}
+            session.run({stream: arrays[stream.shape] for stream in session.expected_inputs()})
+    runs = {region["name"]: region["runs"] for region in json.loads(path.read_text())["regions"]}
+    assert runs["maybe"] == 3
+
+
 def test_the_null_backend_takes_the_way_that_the_host_asks_for() -> None:
     ir = popxl.Ir()
     ir._pb_ir.getSessionOptions().engineOptions["popxl_torch.backend"] = "null"
