@@ -15,7 +15,7 @@ from simple_parsing.docstring import get_attribute_docstring
 from config.parsing import nearest
 from training.config import TrainConfig, read_config, read_yaml
 from utils.errors import UserError
-from utils.log import default_level, setup_logging
+from utils.log import check_level, default_level, setup_logging
 from utils.program import run_program
 
 _EPILOG = """\
@@ -73,13 +73,23 @@ def _settings(argv: Sequence[str]) -> tuple[TrainConfig, str]:
     names = {entry.name for entry in fields(TrainConfig)}
     for name, given in vars(options).items():
         if name in names and given is not None:
-            values[name] = yaml.safe_load(given) if isinstance(given, str) else given
+            values[name] = _value(name, given)
     return read_config(values, options.config or "command line"), options.log_level
+
+
+def _value(name: str, given: str | list[str]) -> Any:
+    """What an option's text means, as in the file."""
+    if isinstance(given, list):
+        return given
+    try:
+        return yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise UserError(f"option --{name}: '{given}' is no YAML") from error
 
 
 def _run(argv: Sequence[str]) -> None:
     config, level = _settings(argv)
-    setup_logging(level)
+    setup_logging(check_level(level))
     # Not above: it imports torch and transformers, which --help and wrong settings do not need.
     from training.run import train
 

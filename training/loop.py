@@ -163,8 +163,8 @@ class Trainer:
     def _clip(self) -> None:
         limit = self._config.gradient_clipping or math.inf
         norm = self._accelerator.clip_grad_norm_(self._model.parameters(), limit)
-        if norm is not None and self._accelerator.scaler is None:
-            # With a scaler, an overflow is no failure: the step is left out and the scale halved.
+        if norm is not None and self._accelerator.mixed_precision != "fp16":
+            # In fp16 an overflow is no failure: the step is left out and the scale halved.
             self._require_finite("norm of the gradient", float(norm))
 
     def _require_finite(self, what: str, value: float) -> None:
@@ -274,6 +274,8 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     parts = config.gradient_accumulation_steps
     return Accelerator(
         mixed_precision=precision,
+        # Without this, processes on a machine without accelerator would not find each other.
+        cpu=not torch.accelerator.is_available(),
         log_with=trackers(config) or None,
         project_dir=None if config.save is None else str(Path(config.save) / "tensorboard"),
         # The end of a loader, such as the evaluation's, ends no batch here.

@@ -11,33 +11,23 @@ from training.config import AdapterPlaces, TrainConfig, read_config, read_yaml
 from utils.checkpoint_layout import AdapterLayout, AdapterSpec
 from utils.errors import UserError
 
-V2 = """
-batch_size: 256
-train_steps: 150000
-model: magma_v1_500
-lr: 8e-4
-image_enc_lr: 2.0e-6
-lr_decay_iters: 300000
-gradient_accumulation_steps: 4
-image_embed_dropout_prob: 0.1
-train_dataset_dir: [a, b]
-eval_dataset_dir: c
-adapter_config:
-  mlp: {adapter_type: normal, downsample_factor: 8}
-  attention: {adapter_type: normal, downsample_factor: 8}
-"""
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
-def test_the_published_second_configuration(tmp_path: Path):
-    (tmp_path / "v2.yml").write_text(V2)
-    config = read_config(read_yaml(tmp_path / "v2.yml"), "v2.yml")
-    assert config.lr == 8e-4
-    assert config.image_enc_lr == 2e-6
-    assert config.train_dataset_dir == ("a", "b")
-    assert config.eval_dataset_dir == ("c",)
-    spec = AdapterSpec("normal", 512)
-    assert config.layout == AdapterLayout(mlp=spec, attention=spec)
+@pytest.mark.parametrize(("name", "factor"), [("magma_v1", 4), ("magma_v2", 8)])
+def test_the_published_configurations(name, factor):
+    config = read_config(read_yaml(CONFIGS / f"{name}.yml"), name)
+    spec = AdapterSpec("normal", 4096 // factor)
+    attention = spec if name == "magma_v2" else None
+    assert config.layout == AdapterLayout(mlp=spec, attention=attention)
+    assert config.model.total_tokens == 2048
     assert config.model.transformer.layers == 28
+    assert (config.lr, config.image_enc_lr, config.batch_size) == (8e-4, 2e-6, 256)
+
+
+def test_numbers_and_single_folders_as_people_write_them():
+    config = read_config({"lr": "8e-4", "min_lr": 0, "eval_dataset_dir": "c"}, "f")
+    assert (config.lr, config.min_lr, config.eval_dataset_dir) == (8e-4, 0.0, ("c",))
 
 
 def test_adapters_come_from_the_model_unless_named():

@@ -174,6 +174,29 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch(captions, tokenizer)
     assert torch.allclose(finals[0][1], finals[1][1], atol=1e-4)
 
 
+def test_recomputed_activations_change_no_loss(captions, tokenizer):
+    places = {"mlp": {"adapter_type": "parallel"}, "attention": {}}
+    found = []
+    for checkpointing in (False, True):
+        config = settings(gradient_checkpointing=checkpointing, adapter_config=places)
+        trainer = Trainer(fresh_model(config), config, tokenizer, captions)
+        trainer.run()
+        found.append(trainer.losses)
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert found[0][-1] < found[0][0]
+
+
+def test_bfloat16_follows_float32(captions, tokenizer):
+    found = []
+    for precision in ("no", "bf16"):
+        config = settings(mixed_precision=precision)
+        trainer = Trainer(fresh_model(config), config, tokenizer, captions)
+        trainer.run()
+        found.append(trainer.losses)
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
 def test_refuses_a_batch_that_parts_do_not_divide(captions, tokenizer):
     config = settings(gradient_accumulation_steps=3)
     with pytest.raises(UserError, match="batch_size is 8; it must be a multiple of 3"):
