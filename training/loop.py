@@ -94,7 +94,7 @@ class Trainer:
         freeze(model, config)
         model.blind = config.run_blind
         if config.gradient_checkpointing:
-            model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            model.lm.activation_checkpointing_enable({"use_reentrant": False})
         self._plain = model
         self._optimiser = make_optimiser(model, config)
         if resume_from is not None:
