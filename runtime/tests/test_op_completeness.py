@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import popxl_addons.ops.cross_entropy_sharded_loss  # noqa: F401 (declares an op kind)
+import popxl_addons.ops.fp8_mse_scale  # noqa: F401 (the same)
 import popxl_addons.ops.rotary_pos_embed  # noqa: F401 (the same)
 import pytest
 from popxl_torch.ir.opdef import OpDef, define, elementwise, kinds, opdef, same
@@ -26,6 +27,8 @@ ENGINE = {
 # Kinds that passes make; no program creates them.
 OF_PASSES = {
     "Attention",
+    "JoinColumns",
+    "JoinRows",
     "LayerNorm",
     "Linear",
     "MatMulColumns",

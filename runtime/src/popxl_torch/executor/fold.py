@@ -23,7 +23,10 @@ SMALL = 1024
 LONGEST = 4096
 """Iterations of a loop whose values are tabled."""
 
-_VIEWS = frozenset({"Detach", "Expand", "Identity", "Reshape", "Slice", "Split", "Transpose"})
+_VIEWS = frozenset({
+    "Detach", "Expand", "Identity", "JoinColumns", "JoinRows", "Reshape", "Slice", "Split",
+    "Transpose",
+})  # fmt: skip
 
 
 class Folder:

@@ -9,27 +9,54 @@ import torch
 import torch.nn.functional as F
 
 from popxl_torch.kernels.elementwise import UNARY
-from popxl_torch.kernels.joined import columns_product, reduced_product
+from popxl_torch.kernels.joined import columns_apart, columns_product, reduced_product
 from popxl_torch.kernels.linalg import matmul_product
 from popxl_torch.kernels.registry import Site, kernel
 
 _Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_Run = Callable[..., torch.Tensor]
 
 
 @kernel("Linear", replicated=True)
-def linear(site: Site, lead: int) -> Callable[..., torch.Tensor]:
+def linear(site: Site, lead: int) -> _Run:
     """A product with a matrix, sums with it, an activation."""
-    product = _product(site)
-    varying = site.varying_outs[0]
+    run = _columns(site) if site.attrs["product"] == "MatMulColumns" else _whole(site)
+    activation = UNARY.get(site.attrs["activation"])
+    return run if activation is None else lambda *given: activation(run(*given))
+
+
+def _columns(site: Site) -> _Run:
+    """Joined biases are added to the joined product, the rest to each replica's part of it."""
+    apart = columns_apart(site)
+    shape = site.outs[0].shape
+    wide = (shape[-1] * site.replicas,)
+    joined = [spec is not None and spec.shape == wide for spec in site.ins[2:]]
+    first = [at for at, flag in enumerate(joined) if flag]
+    then = [at for at, flag in enumerate(joined) if not flag]
+
+    def run(x: torch.Tensor, w: torch.Tensor, *addends: torch.Tensor) -> torch.Tensor:
+        y = columns_product(x, w)
+        for at in first:
+            y = _add(y, addends[at])
+        y = apart(y)
+        for at in then:
+            y = _add(y, addends[at])
+        return y
+
+    return run
+
+
+def _whole(site: Site) -> _Run:
+    reduced = site.attrs["product"] == "MatMulReduced"
+    product: _Product = reduced_product if reduced else matmul_product(site)
     rank = len(site.outs[0].shape)
     rows = [
-        varying and vary and len(spec.shape) == 1 < rank
+        vary and len(spec.shape) == 1
         for spec, vary in zip(site.ins[2:], site.varying_ins[2:], strict=True)
         if spec is not None
     ]
     # A row that differs by replica is (r, n): it broadcasts behind the replica axis.
     inner = (1,) * (rank - 1)
-    activation = UNARY.get(site.attrs["activation"])
 
     def run(x: torch.Tensor, w: torch.Tensor, *addends: torch.Tensor) -> torch.Tensor:
         y = product(x, w)
@@ -37,18 +64,9 @@ def linear(site: Site, lead: int) -> Callable[..., torch.Tensor]:
             if is_row:
                 addend = addend.reshape(addend.shape[0], *inner, addend.shape[1])
             y = _add(y, addend)
-        return y if activation is None else activation(y)
+        return y
 
     return run
-
-
-def _product(site: Site) -> _Product:
-    kind = site.attrs["product"]
-    if kind == "MatMulColumns":
-        return columns_product
-    if kind == "MatMulReduced":
-        return reduced_product
-    return matmul_product(site)
 
 
 def _add(y: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:

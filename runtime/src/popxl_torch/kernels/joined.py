@@ -10,10 +10,41 @@ from popxl_torch.kernels.linalg import matmul_2d
 from popxl_torch.kernels.registry import Site, kernel
 
 
+@kernel("JoinColumns", replicated=True)
+def join_columns(site: Site, lead: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(r, k, c) as (k, r·c), or as it is if no view can join it; (r, c) as (r·c,)."""
+
+    def run(w: torch.Tensor) -> torch.Tensor:
+        if w.dim() == 2:
+            return w.reshape(-1)
+        replicas, inner, columns = w.shape
+        next_shard, next_row, next_column = w.stride()
+        if next_shard != columns * next_column:
+            return w
+        return w.as_strided((inner, replicas * columns), (next_row, next_column))
+
+    return run
+
+
+@kernel("JoinRows", replicated=True)
+def join_rows(site: Site, lead: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(r, k, n) as (r·k, n), or as it is if no view can join it."""
+
+    def run(w: torch.Tensor) -> torch.Tensor:
+        replicas, inner, columns = w.shape
+        next_shard, next_row, next_column = w.stride()
+        if next_shard != inner * next_row:
+            return w
+        return w.as_strided((replicas * inner, columns), (next_row, next_column))
+
+    return run
+
+
 @kernel("MatMulColumns", replicated=True)
 def matmul_columns(site: Site, lead: int) -> Callable[..., torch.Tensor]:
-    """See :func:`columns_product`."""
-    return columns_product
+    """x (m, k) times joined columns -> (r, m, c)."""
+    split = columns_apart(site)
+    return lambda x, w: split(columns_product(x, w))
 
 
 @kernel("MatMulReduced", replicated=True)
@@ -23,29 +54,28 @@ def matmul_reduced(site: Site, lead: int) -> Callable[..., torch.Tensor]:
 
 
 def columns_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x (m, k) times w (r, k, c) -> (r, m, c), laid out as (m, r, c)."""
-    replicas, inner, columns = w.shape
-    next_shard, next_row, next_column = w.stride()
-    if next_shard != columns * next_column:
-        return torch.stack([matmul_2d(x, shard) for shard in w])
-    whole = replicas * columns
-    y = matmul_2d(x, w.as_strided((inner, whole), (next_row, next_column)))
-    return y.as_strided((replicas, x.shape[0], columns), (columns, whole, 1))
+    """x (m, k) times w, joined columns or shards (r, k, c) -> (m, r·c)."""
+    if w.dim() == 2:
+        return matmul_2d(x, w)
+    return torch.cat([matmul_2d(x, shard) for shard in w], 1)
+
+
+def columns_apart(site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from the product (m, r·c) to what each replica has of it, (r, m, c), a view."""
+    replicas, (rows, columns) = site.replicas, site.outs[0].shape
+    shape, strides = (replicas, rows, columns), (columns, replicas * columns, 1)
+    return lambda y: y.as_strided(shape, strides)
 
 
 def reduced_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Sum over r of x (r, m, k) times w (r, k, n) -> (m, n)."""
-    replicas, inner, columns = w.shape
-    next_shard, next_row, next_column = w.stride()
-    if next_shard == inner * next_row:
-        whole = replicas * inner
-        joined = w.as_strided((whole, columns), (next_row, next_column))
-        if x.stride(0) == inner * x.stride(2):
-            rows = x.as_strided((x.shape[1], whole), x.stride()[1:])
+    """Sum over r of x (r, m, k) times w, joined rows or shards (r, k, n) -> (m, n)."""
+    if w.dim() == 2:
+        if x.stride(0) == x.shape[2] * x.stride(2):
+            rows = x.as_strided((x.shape[1], w.shape[0]), x.stride()[1:])
         else:
-            rows = x.permute(1, 0, 2).reshape(-1, whole)
-        return matmul_2d(rows, joined)
+            rows = x.permute(1, 0, 2).reshape(-1, w.shape[0])
+        return matmul_2d(rows, w)
     total = matmul_2d(x[0], w[0])
-    for replica in range(1, replicas):
+    for replica in range(1, len(w)):
         total += matmul_2d(x[replica], w[replica])
     return total

@@ -5,6 +5,7 @@ drop_dead_nodes   nothing
 mark_uniform      needs the sources of variation of the run at hand
 join_shards       needs marks; keeps them right
 fuse_*            need marks; keep them right; joined products are fused too (see FUSIONS)
+join_weights      needs all products to be joined and fused
 update_remote     needs marks; its results are views of remote memory, so it comes last
 """
 
@@ -25,6 +26,7 @@ from popxl_torch.passes.fuse_linear import fuse_linear, fuse_sums
 from popxl_torch.passes.fuse_rotary import fuse_rotary
 from popxl_torch.passes.fuse_views import fuse_views
 from popxl_torch.passes.join_shards import join_shards
+from popxl_torch.passes.join_weights import join_weights
 from popxl_torch.passes.mark_uniform import Varying, mark_uniform
 from popxl_torch.passes.ssa import Block, Functional, Node, Val
 from popxl_torch.passes.update_remote import update_remote
@@ -64,7 +66,7 @@ def specialise(
     if join:
         join_shards(result)
     fuse(result, [rewrite for name, rewrite in FUSIONS if name in fusions])
-    return update_remote(result), grown
+    return update_remote(join_weights(result)), grown
 
 
 def _copy(functional: Functional) -> Functional:

@@ -16,6 +16,7 @@ values of the blocks around them. Kinds that PopXL does not have:
     Decide                   notes a condition (see resolve_branches)
     RemoteUpdate             a window of a remote entry replaced in place; gives the entry (a view)
     MatMulReduced            varying x varying matmul followed by a sum over all replicas
+    JoinColumns, JoinRows    the shards of these two's matrices as one
     Linear, Sum, Attention, LayerNorm, RotarySplit   several ops in one (see the passes fuse_*)
 """
 

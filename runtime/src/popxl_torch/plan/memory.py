@@ -10,7 +10,9 @@ from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
 from popxl_torch.plan.steps import Body, Operand, Plan, Step
 
-_VIEWS = frozenset({"Expand", "RemoteLoad", "RemoteUpdate", "ReadState", "HostLoad"})
+_VIEWS = frozenset(
+    {"Expand", "JoinColumns", "JoinRows", "RemoteLoad", "RemoteUpdate", "ReadState", "HostLoad"}
+)
 _ITEM_BYTES = {"bool": 1, "float8_143": 1, "float8_152": 1, "uint32": 8, "uint16": 4}
 
 
