@@ -9,6 +9,7 @@ import pytest
 from popart import popart_exception
 from popxl import ops
 from popxl.context import get_current_context
+from popxl_torch.ir.content import content_digest
 
 from runtime.tests.popart.op_cases import graph, last, x
 
@@ -237,3 +238,21 @@ class TestTopoCons:
         constraints.remove(c, a)
         assert not constraints.contains(c, a)
         assert {first, second, third} < set(main.tensors)
+
+
+def test_hints_stay_with_an_op_and_change_nothing(main: popxl.Graph):
+    """A clone has them, and the program's digest does not depend on them."""
+    t = ops.init((2, 2), popxl.float32)
+    ops.conv(ops.init((1, 1, 4, 4), popxl.float32), ops.init((1, 1, 2, 2), popxl.float32))
+    ops.matmul(t, t)
+    conv, product = main._pb_graph.getOps()[-2:]
+    before = content_digest(main.ir._program)
+    product.setAvailableMemoryProportion(0.3)
+    product.setUseFullyConnectedPass(False)
+    options = conv.getConvOptions()
+    options.availableMemoryProportions = [0.2]
+    conv.setConvOptions(options)
+    assert content_digest(main.ir._program) == before
+    twin = product.cloneIntoGraph(main._pb_graph)
+    assert (twin.getAvailableMemoryProportion(), twin.useFullyConnectedPass()) == (0.3, False)
+    assert conv.getConvOptions().availableMemoryProportions == [0.2]

@@ -63,7 +63,10 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Op:
-    """One operation. ``scopes`` are its name scopes, ``location`` the user's line."""
+    """One operation. ``scopes`` are its name scopes, ``location`` the user's line.
+
+    ``hints`` are settings for IPUs that programs set and read; nothing here depends on them.
+    """
 
     opid: int
     kind: str
@@ -78,6 +81,7 @@ class Op:
     ipu: int = 0
     tile_set: str = "compute"
     context: str = "Normal"  # popxl.ExecutionContext's member name
+    hints: dict[str, Any] = field(default_factory=dict)
 
     def where(self) -> str:
         """One line for error messages: op, graph and creation line."""

@@ -184,6 +184,18 @@ def test_ops_by_ipu_are_the_default_stages(ir: popxl.Ir):
     assert session.get_tensor_data(total) == 10
 
 
+def test_what_comes_after_a_pipeline_is_ordered_after_it(ir: popxl.Ir):
+    with popxl.in_sequence():
+        state = popxl.variable(0.0)
+        ops.add_(state, popxl.constant(5.0))
+        with addons.pipelined_execution(3) as pipeline, pipeline.stage(0):
+            ops.add_(state, popxl.constant(1.0))
+        ops.var_updates.copy_var_update_(state, state * 2.0)
+    with popxl.Session(ir, "ipu_hw") as session:
+        session.run()
+    assert session.get_tensor_data(state) == 16
+
+
 class TestRefuses:
     def test_ops_outside_of_stages(self, ir: popxl.Ir):
         with pytest.raises(RuntimeError, match="outside"), pipelined_execution(4):

@@ -3,6 +3,7 @@
 import numpy as np
 import popxl
 import pytest
+from popart import popart_exception
 from popxl import ops
 from popxl_addons.transforms.repeat_graph import repeat_graph
 
@@ -91,3 +92,21 @@ def test_ops_that_send_weights_stay_outside():
     with popxl.Session(ir, "ipu_hw") as session:
         session.run()
     assert session.get_tensor_data(count) == 20
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_order_that_a_program_asks_for_moves_along(ordered: bool):
+    """Two writes of one variable: without an order between them the session refuses both forms."""
+    ir = popxl.Ir()
+    with ir.main_graph, popxl.in_sequence(ordered):
+        state = popxl.variable(1.0)
+        ops.add_(state, popxl.constant(1.0))
+        ops.add_(state, popxl.constant(2.0))
+    repeat_graph(ir.main_graph, 2)
+    if not ordered:
+        with pytest.raises(popart_exception, match="ambiguity"):
+            popxl.Session(ir, "ipu_hw")
+        return
+    with popxl.Session(ir, "ipu_hw") as session:
+        session.run()
+    assert session.get_tensor_data(state) == 7

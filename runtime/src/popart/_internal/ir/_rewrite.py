@@ -77,6 +77,7 @@ def clone(op: records.Op, graph: records.Graph) -> records.Op:
     twin = copy.copy(op)
     twin.opid, twin.graph = next(graph.program.op_ids), graph
     twin.inputs, twin.outputs, twin.attrs = [], [], copy.copy(op.attrs)
+    twin.hints = copy.copy(op.hints)
     if "modified" in twin.attrs:
         twin.attrs["modified"] = set(twin.attrs["modified"])
     graph.ops.append(twin)
@@ -206,16 +207,32 @@ class TopoCons:
             tied: no effect.
         """
         clones = {op._record: clone._record for op, clone in replacements.items()}
-        befores, last = self._graph.befores, dict[records.Graph, records.Op]()
+        befores = self._graph.befores
         of_caller = befores.setdefault(caller._record, set())
-        for op in [op for op in self._graph.ops if op in clones and op in befores]:
-            clone = clones[op]
-            clone.graph.befores[clone] = {last[clone.graph]} if clone.graph in last else set()
-            last[clone.graph] = clone
+        for op in clones.keys() & befores.keys():
+            clones[op].graph.befores[clones[op]] = self._clones_before(op, clones)
             of_caller |= befores[op] - clones.keys()
         for op, earlier in befores.items():
             if op not in clones and op is not caller._record and earlier & clones.keys():
                 earlier.add(caller._record)
+
+    def _clones_before(
+        self, op: records.Op, clones: Mapping[records.Op, records.Op]
+    ) -> set[records.Op]:
+        """Clones in the graph of the op's clone that come right before it, looking through ops
+        whose clones are in other graphs."""
+        found, seen = set(), set()
+        pending = [*self._graph.befores[op]]
+        while pending:
+            earlier = pending.pop()
+            if earlier in seen or earlier not in clones:
+                continue
+            seen.add(earlier)
+            if clones[earlier].graph is clones[op].graph:
+                found.add(clones[earlier])
+            else:
+                pending += self._graph.befores.get(earlier, ())
+        return found
 
 
 def _ancestors(graph: records.Graph, op: records.Op) -> set[records.Op]:

@@ -132,19 +132,19 @@ class _MatMulOp(Op):
 
     def getAvailableMemoryProportion(self) -> float | None:
         """The hint for IPUs that was set."""
-        return self._record.attrs.get("available_memory_proportion")
+        return self._record.hints.get("available_memory_proportion")
 
     def setAvailableMemoryProportion(self, proportion: float) -> None:
         """Keep a hint for IPUs."""
-        self._record.attrs["available_memory_proportion"] = proportion
+        self._record.hints["available_memory_proportion"] = proportion
 
     def useFullyConnectedPass(self) -> bool:
         """Whether an IPU may keep transposed weights."""
-        return self._record.attrs.get("fully_connected_pass", True)
+        return self._record.hints.get("fully_connected_pass", True)
 
     def setUseFullyConnectedPass(self, value: bool) -> None:
         """Keep a hint for IPUs."""
-        self._record.attrs["fully_connected_pass"] = value
+        self._record.hints["fully_connected_pass"] = value
 
 
 @dataclass
@@ -159,11 +159,11 @@ class ConvOptions:
 class _ConvOp(Op):
     def getConvOptions(self) -> ConvOptions:
         """Hints for IPUs."""
-        return self._record.attrs.get("options") or ConvOptions()
+        return self._record.hints.get("conv_options") or ConvOptions()
 
     def setConvOptions(self, options: ConvOptions) -> None:
         """Keep hints for IPUs."""
-        self._record.attrs["options"] = options
+        self._record.hints["conv_options"] = options
 
 
 _BASES: dict[str, type[Op]] = {
