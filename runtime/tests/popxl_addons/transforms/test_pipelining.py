@@ -16,6 +16,8 @@ from popxl_addons.transforms.pipelining import (
     pipelined_execution,
 )
 
+from runtime.tests.popxl_addons.transforms.random_stages import Stages
+
 RTOL = 1e-4
 ATOL = 1e-6
 
@@ -194,6 +196,13 @@ def test_what_comes_after_a_pipeline_is_ordered_after_it(ir: popxl.Ir):
     with popxl.Session(ir, "ipu_hw") as session:
         session.run()
     assert session.get_tensor_data(state) == 16
+
+
+@pytest.mark.parametrize("form", ["pipeline", "repeat"])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_stages_give_what_they_give_one_after_the_other(form: str, seed: int):
+    for found, wanted in zip(Stages(seed).run(form), Stages(seed).run("plain"), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=RTOL, atol=ATOL)
 
 
 class TestRefuses:
