@@ -49,7 +49,7 @@ def published_state(
     for name, tensor in state.items():
         cast = dtype is not None and tensor.is_floating_point()
         kept = tensor.detach().to("cpu", dtype if cast else None)
-        named[published_name(name)] = kept.contiguous()  # the encoder lies channels last
+        named[published_name(name)] = kept.contiguous()
     if aliases:
         seconds = {alias_name(name): tensor for name, tensor in named.items()}
         named.update((name, tensor) for name, tensor in seconds.items() if name is not None)

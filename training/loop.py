@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -99,6 +100,12 @@ class Trainer:
         self._optimiser = make_optimiser(model, config)
         if resume_from is not None:
             self._resume(resume_from)
+        kind = self._accelerator.distributed_type
+        if kind is DistributedType.DEEPSPEED:
+            plugin = self._accelerator.state.deepspeed_plugin
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self._micro
+        # Each process holds a part of the moments then, in a form of the library's own.
+        self._sharded = kind in (DistributedType.DEEPSPEED, DistributedType.FSDP)
         self._model, self._optimiser = self._accelerator.prepare(_Loss(model), self._optimiser)
 
     def run(self) -> None:
@@ -237,6 +244,7 @@ class Trainer:
         self.step = state["step"]
         optimiser = state.get("optimiser")
         if optimiser is None:
+            _log.warning("the checkpoint has no optimiser that can be read here: moments are new")
             return
         try:
             self._optimiser.load_state_dict(optimiser)
@@ -255,7 +263,7 @@ class Trainer:
         if accelerator.is_main_process:
             scaler = accelerator.scaler
             state = {
-                "optimiser": self._optimiser.state_dict(),
+                "optimiser": None if self._sharded else self._optimiser.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
             saved = save_checkpoint(folder, self.step, model_state, state)
@@ -275,7 +283,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(
         mixed_precision=precision,
         # Without this, processes on a machine without accelerator would not find each other.
-        cpu=not torch.accelerator.is_available(),
+        cpu=not torch.accelerator.is_available() and not os.environ.get("ACCELERATE_USE_DEEPSPEED"),
         log_with=trackers(config) or None,
         project_dir=None if config.save is None else str(Path(config.save) / "tensorboard"),
         # The end of a loader, such as the evaluation's, ends no batch here.

@@ -113,7 +113,6 @@ class Magma(nn.Module):
         self.blind = False
         self.lm = _language_model(config, self.layout)
         self.image_prefix = ImagePrefix(config, image_dropout)
-        self.image_prefix.enc.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def train(self, mode: bool = True) -> Magma:
         """As torch's, but a frozen encoder keeps its batch norms' statistics."""

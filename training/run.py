@@ -59,10 +59,7 @@ def _starting_point(config: TrainConfig) -> tuple[Magma, dict[str, Any] | None]:
         if not continued and not config.load_optimizer:
             _log.info("weights of %s; the run begins at step 0", source)
             return model, None
-        state = find_training_state(source)
-        if state is None:
-            state = {"step": step_of(source)}
-            _log.warning("%s has no state of an optimiser that can be read here", source)
+        state = find_training_state(source) or {"step": step_of(source)}
         _log.info("continuing %s after step %d", source, state["step"])
         return model, state
     if config.checkpoint is not None:

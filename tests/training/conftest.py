@@ -31,7 +31,8 @@ def model_config() -> MagmaConfig:
 
 @pytest.fixture
 def pairs(rng: np.random.Generator) -> list[tuple[Image.Image, str]]:
-    """Eight pictures of random coloured fields with random captions that begin alike."""
+    """Eight pictures of random coloured fields; captions differ from the second word on."""
     fields = rng.integers(0, 256, (8, 3, 3, 3), dtype=np.uint8)
     pictures = [Image.fromarray(f).resize((60, 50), Image.Resampling.NEAREST) for f in fields]
-    return [(picture, " ".join(["a", *rng.choice(WORDS, 4)])) for picture in pictures]
+    texts = [" ".join(["a", word, *rng.choice(WORDS, 3)]) for word in WORDS[1:9]]
+    return list(zip(pictures, texts, strict=True))

@@ -45,7 +45,7 @@ def text_trained(pairs, tokenizer, steps: int = 60) -> Magma:
 
 def test_overfits_eight_pictures_to_exact_captions(pairs, captions, tokenizer):
     model = text_trained(pairs, tokenizer)
-    config = settings(train_steps=50, lr=2e-2, warmup_num_steps=10, lr_decay_iters=50)
+    config = settings(train_steps=60, lr=2e-2, warmup_num_steps=10, lr_decay_iters=60)
     trainer = Trainer(model, config, tokenizer, captions)
     trainer.run()
     found = trainer.captions(captions, 8)
