@@ -137,6 +137,8 @@ class GPTJExecution:
     """share of an IPU's memory for temporaries, one value or one per IPU (no effect elsewhere)"""
     tensor_parallel: int = 4
     """replicas over which heads, inner sizes and vocabulary are cut"""
+    prompts_at_once: int = 1024
+    """prompts that a decoder block reads at a time, with weights loaded once for all of a run"""
     attention_serialisation: int = 1
     """slices of the queries that attention computes one after the other"""
 

@@ -65,6 +65,29 @@ class KeyValueCache:
             write(self.values, block, start, values, axes=[2])[:, :, :k],
         )
 
+    def fill(
+        self,
+        keys: popxl.Tensor,
+        values: popxl.Tensor,
+        first: popxl.Tensor,
+        block: popxl.Tensor,
+    ) -> tuple[popxl.Tensor, popxl.Tensor]:
+        """Writes to the first slots of neighbouring sequences.
+
+        Args:
+            keys: (any number, n/r, m, d).
+            values: As keys.
+            first: (1,) int32, the first of the sequences.
+            block: () int32.
+
+        Returns:
+            The same keys and values: nothing else is in those slots.
+        """
+        place = ops.concat([first, popxl.constant([0], popxl.int32, "slot")])
+        write(self.keys, block, place, keys, axes=[0, 2])
+        write(self.values, block, place, values, axes=[0, 2])
+        return keys, values
+
     def give(
         self,
         keys: popxl.Tensor,
@@ -172,6 +195,35 @@ class CachedBlock(DecoderBlock):
         b, _, _, k = visible.shape
         remember = partial(self.cache.remember, start=start, block=block, k=k)
         return super().build(x, Place(b, sin, cos, visible, remember))
+
+
+class PromptBlock(CachedBlock):
+    """A decoder block over whole prompts of some sequences."""
+
+    def build(  # type: ignore[override]
+        self,
+        x: popxl.Tensor,
+        sin: popxl.Tensor,
+        cos: popxl.Tensor,
+        visible: popxl.Tensor,
+        first: popxl.Tensor,
+        block: popxl.Tensor,
+    ) -> popxl.Tensor:
+        """One block over the first m slots of neighbouring sequences.
+
+        Args:
+            x: (b·m, h), equal on all replicas.
+            sin: See :class:`modelling.gptj.positions.Place`, as for the next two.
+            cos: (b·m, rotary_dim / 2).
+            visible: (b, 1, m, m).
+            first: (1,) int32, the first of the b sequences.
+            block: () int32, the number of the block.
+
+        Returns:
+            (b·m, h), equal on all replicas.
+        """
+        fill = partial(self.cache.fill, first=first, block=block)
+        return DecoderBlock.build(self, x, Place(visible.shape[0], sin, cos, visible, fill))
 
 
 class SharedBlock(CachedBlock):

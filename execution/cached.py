@@ -26,12 +26,13 @@ from popxl import ops
 from config.config import MagmaConfig
 from execution.branches import choose
 from execution.buckets import prompt_buckets, read_buckets, score_buckets
-from execution.cache import CachedBlock, KeptRows, KeyValueCache, SharedBlock
+from execution.cache import CachedBlock, KeptRows, KeyValueCache, PromptBlock, SharedBlock
 from execution.phases import (
     EMBEDDING_KEYS,
     HEAD_KEYS,
     Phase,
     call_phase,
+    call_phase_in_parts,
     decoder_keys,
     image_prefix_phases,
 )
@@ -222,10 +223,10 @@ class _CachedProgram:
 
     def _prefill(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
         # Slots behind a prompt are filled too; they are written to again before they are read.
-        first = popxl.constant([0], popxl.int32, "first")
         pads = ops.host_load(self.inputs.pads)
-        block = CachedBlock(self.config, self.cache)
-        logits = self._read_prompts(pads, m, length, block, first)
+        block = PromptBlock(self.config, self.cache)
+        firsts = np.cumsum([0, *self._parts()[:-1]], dtype=np.int32)
+        logits = self._read_prompts(pads, m, length, block, popxl.constant(firsts, name="firsts"))
         ops.host_store(self.outputs.logits, logits)
 
     def _shared_prefill(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
@@ -321,8 +322,22 @@ class _CachedProgram:
     ) -> popxl.Tensor:
         """All decoder blocks over the slots of a place; then what else this kind of block needs."""
         b, _, m, k = place[-1].shape
+        if isinstance(block, PromptBlock):
+            phases = {
+                size: self._resized(
+                    self.decoder, block, [*self._place(size, m, k), _number(1), _number()]
+                )
+                for size in set(self._parts())
+            }
+            parts = [phases[size] for size in self._parts()]
+            return call_phase_in_parts(parts, x, *place, *fixed)
         specs = [*self._place(b, m, k), *(tensor.spec for tensor in fixed), _number()]
         return call_phase(self._resized(self.decoder, block, specs), x, *place, *fixed)
+
+    def _parts(self) -> list[int]:
+        """How many prompts a block reads at a time, so that its activations find room."""
+        b, most = self.config.batch, self.config.transformer.execution.prompts_at_once
+        return [len(part) for part in np.array_split(np.arange(b), -(-b // most))]
 
 
 def _number(*shape: int) -> popxl.TensorSpec:

@@ -169,6 +169,24 @@ def call_phase(phase: Phase, x: popxl.Tensor, *fixed: popxl.Tensor) -> popxl.Ten
     Returns:
         Its output.
     """
+    return call_phase_in_parts([phase], x, *fixed)
+
+
+def call_phase_in_parts(
+    parts: Sequence[Phase], x: popxl.Tensor, *fixed: popxl.Tensor
+) -> popxl.Tensor:
+    """As :func:`call_phase`, part after part of the rows, with weights that are loaded once.
+
+    Args:
+        parts: For each part the phase that computes it, all over the same weights. With several
+            parts, the first inputs of their graphs say how x and fixed are cut, along axis 0.
+        x: The input of all of them together.
+        fixed: Further inputs, likewise.
+
+    Returns:
+        The outputs of the parts, one behind the other.
+    """
+    phase = parts[0]
     load, names = addons.load_remote_graph(phase.buffers, len(phase.keys))
 
     def load_and_call(
@@ -176,8 +194,13 @@ def call_phase(phase: Phase, x: popxl.Tensor, *fixed: popxl.Tensor) -> popxl.Ten
     ) -> popxl.Tensor:
         weights = addons.NamedTensors.pack(names, load.call(entry))
         numbers = (entry,) if phase.numbered else ()
-        (y,) = phase.graph.bind(weights).call(x, *fixed, *numbers)
-        return y
+        inputs = (x, *fixed)
+        cut = [_cut(t, parts, place) for place, t in enumerate(inputs)]
+        results = []
+        for part, own in zip(parts, zip(*cut, strict=True), strict=True):
+            (y,) = part.graph.bind(weights).call(*own, *numbers)
+            results.append(y)
+        return results[0] if len(results) == 1 else ops.concat(results, axis=0)
 
     def step(
         x: popxl.Tensor, entry: popxl.Tensor, fixed: list[popxl.Tensor]
@@ -191,3 +214,11 @@ def call_phase(phase: Phase, x: popxl.Tensor, *fixed: popxl.Tensor) -> popxl.Ten
     body = popxl.gcg().ir.create_graph(step, x, entry, list(fixed))
     y, _ = ops.repeat(body, len(phase.keys), x, entry, *fixed)
     return y
+
+
+def _cut(tensor: popxl.Tensor, parts: Sequence[Phase], place: int) -> list[popxl.Tensor]:
+    """The input of each part at some place, cut out of the input of all."""
+    if len(parts) == 1:
+        return [tensor]
+    sizes = [part.graph.graph.inputs[place].shape[0] for part in parts]
+    return list(ops.split(tensor, sizes, axis=0))

@@ -410,3 +410,18 @@ def test_phases_of_both_schemes_have_the_same_weights(tmp_path: Path):
     assert {
         key: (tensor.shape, tensor.dtype) for key, tensor in cached.state.fwd.to_dict().items()
     } == {key: (tensor.shape, tensor.dtype) for key, tensor in plain.state.fwd.to_dict().items()}
+
+
+@pytest.mark.parametrize(("tensor_parallel", "at_once"), [(1, 1), (2, 2), (4, 3)])
+def test_prompts_may_be_read_part_by_part(rng, tensor_parallel, at_once):
+    """Five prompts, one, two or three at a time: the weights of a block are loaded once."""
+    config = small_config(tensor_parallel, batch=5, **SIZES)
+    images, prompts = pictures(rng, 5), random_prompts(rng, 5, 6)
+    with open_session(config, "cached") as session:
+        whole = continued(session, config, images, prompts, 4)
+    config.transformer.execution.prompts_at_once = at_once
+    with open_session(config, "cached") as session:
+        parts = continued(session, config, images, prompts, 4)
+    for ours, expected in zip(parts, whole, strict=True):
+        assert ours.generated_ids == expected.generated_ids
+        assert_close(ours.logits, expected.logits, FLOAT32)
