@@ -42,9 +42,12 @@ _VIEWS = frozenset(
         _ATEN.permute.default,
         _ATEN.select.int,
         _ATEN.slice.Tensor,
+        _ATEN.split.Tensor,
+        _ATEN.split_with_sizes.default,
         _ATEN.squeeze.dim,
         _ATEN.t.default,
         _ATEN.transpose.int,
+        _ATEN.unbind.int,
         _ATEN.unsqueeze.default,
         _ATEN.view.default,
     }
@@ -97,7 +100,10 @@ class QuantisedTensor(torch.Tensor):
         if func in _VIEWS and isinstance(first, QuantisedTensor):
             # A view of a tensor of no inference mode, which all are, must not be of one either.
             with torch.inference_mode(False):
-                return first.seen_as(func(first.geometry, *args[1:], **kwargs))
+                seen = func(first.geometry, *args[1:], **kwargs)
+                if isinstance(seen, torch.Tensor):
+                    return first.seen_as(seen)
+                return [first.seen_as(part) for part in seen]
         args, kwargs = torch.utils._pytree.tree_map_only(
             QuantisedTensor, QuantisedTensor.numbers, (args, kwargs)
         )
