@@ -7,10 +7,14 @@ environment variable is its default.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 _PREFIX = "popxl_torch."
+AUTO = -1
+"""The budget that is what is free."""
+
 FUSIONS = ("attention", "gelu", "layer_norm", "linear", "rotary", "sums", "views")
 
 
@@ -28,6 +32,14 @@ class Settings:
         join_shards: whether matmuls over shards of one matrix are joined.
         fuse: which fusions are made (see passes/pipeline.py), of :data:`FUSIONS`. As text, names
             with commas between them, ``all`` or ``none``.
+        device_memory: bytes that a session may take on the device, on a CPU of anonymous memory; 0
+            for no limit, :data:`AUTO` for what is free. As text, a number of bytes, a number with a
+            unit such as 512MiB or 2GiB, or ``auto``.
+        weights: ``mapped``: on a CPU weights are used where their files are mapped; ``read``: they
+            are read from their files into memory of the session's own.
+        prefetch: reads under way ahead of the one that is needed; 0 for none.
+        memory_plan: path of a JSON file that says what is kept where (see executor/placement.py);
+            empty for none.
         trace: path of a JSON file that is rewritten after each run; empty for none.
         debug: 0 quiet, 1 passes and times, 2 the functional program, 3 the plan.
     """
@@ -38,6 +50,10 @@ class Settings:
     backend: str = "torch"
     join_shards: bool = True
     fuse: tuple[str, ...] = FUSIONS
+    device_memory: int = 0
+    weights: str = "mapped"
+    prefetch: int = 1
+    memory_plan: str = ""
     trace: str = ""
     debug: int = 0
 
@@ -49,6 +65,10 @@ _ENVIRONMENT = {
     "backend": "POPXL_TORCH_BACKEND",
     "join_shards": "POPXL_TORCH_JOIN_SHARDS",
     "fuse": "POPXL_TORCH_FUSE",
+    "device_memory": "POPXL_TORCH_DEVICE_MEMORY",
+    "weights": "POPXL_TORCH_WEIGHTS",
+    "prefetch": "POPXL_TORCH_PREFETCH",
+    "memory_plan": "POPXL_TORCH_MEMORY_PLAN",
     "trace": "POPXL_TORCH_TRACE",
     "debug": "POPXL_TORCH_DEBUG",
 }
@@ -56,7 +76,9 @@ _CHOICES = {
     "arithmetic": ("exact", "fast"),
     "executor": ("plan", "interpreter"),
     "backend": ("torch", "null"),
+    "weights": ("mapped", "read"),
 }
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def read_settings(engine_options: Mapping[str, str]) -> Settings:
@@ -83,6 +105,15 @@ def read_settings(engine_options: Mapping[str, str]) -> Settings:
         values["fuse"] = _fusions(texts["fuse"])
     if "debug" in texts:
         values["debug"] = int(texts["debug"])
+    if "device_memory" in texts:
+        values["device_memory"] = _bytes(texts["device_memory"])
+    if "prefetch" in texts:
+        if not texts["prefetch"].isdecimal():
+            raise ValueError(
+                f"{_PREFIX}prefetch must be a number of reads, 0 or more, not"
+                f" {texts['prefetch']!r}."
+            )
+        values["prefetch"] = int(texts["prefetch"])
     return Settings(**values)  # type: ignore[arg-type]
 
 
@@ -97,3 +128,15 @@ def _fusions(text: str) -> tuple[str, ...]:
             f" them, not {', '.join(map(repr, unknown))}."
         )
     return names
+
+
+def _bytes(text: str) -> int:
+    if text.strip() == "auto":
+        return AUTO
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(
+            f"{_PREFIX}device_memory takes a number of bytes, a number with {', '.join(_UNITS)[2:]}"
+            f" behind it such as 2GiB, or auto, not {text!r}."
+        )
+    return int(float(found[1]) * _UNITS[found[2]])

@@ -66,6 +66,14 @@ class Backend(Protocol):
         """Replicas' tensors with a new leading axis."""
         ...
 
+    def arrays(self, tensor: Any) -> list[np.ndarray]:
+        """The arrays that a tensor of remote memory is made of."""
+        ...
+
+    def moved(self, tensor: Any, memory: np.ndarray, places: Sequence[int]) -> Any:
+        """The same tensor of other bytes: its arrays begin at these places of ``memory``."""
+        ...
+
     def has_lead(self, tensor: Any, spec: Spec) -> bool:
         """Whether the tensor has a replica axis in front of ``spec.shape``."""
         ...

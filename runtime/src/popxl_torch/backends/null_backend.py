@@ -75,6 +75,14 @@ class NullBackend:
         """The same with a replica axis."""
         return NullTensor(tensors[0].spec, True)
 
+    def arrays(self, tensor: NullTensor) -> list[np.ndarray]:
+        """None: there is no data."""
+        return []
+
+    def moved(self, tensor: NullTensor, memory: np.ndarray, places: Sequence[int]) -> NullTensor:
+        """The tensor."""
+        return tensor
+
     def has_lead(self, tensor: NullTensor, spec: Spec) -> bool:
         """Whether there is a replica axis."""
         return tensor.lead

@@ -144,6 +144,27 @@ class TorchBackend:
         """A new tensor with a leading replica axis."""
         return torch.stack(list(tensors))
 
+    def arrays(self, tensor: torch.Tensor) -> list[np.ndarray]:
+        """Codes and scales of quantised matrices, else one array."""
+        if isinstance(tensor, QuantisedTensor):
+            return [tensor.codes.numpy(), tensor.scales.numpy()]
+        return [tensor.numpy()]
+
+    def moved(
+        self, tensor: torch.Tensor, memory: np.ndarray, places: Sequence[int]
+    ) -> torch.Tensor:
+        """The same strides over other bytes of the host."""
+        # As all tensors of remote memory, not one of inference mode.
+        with torch.inference_mode(False):
+            parts = [
+                torch.from_numpy(np.ndarray(a.shape, a.dtype, memory, place, a.strides))
+                for a, place in zip(self.arrays(tensor), places, strict=True)
+            ]
+            if isinstance(tensor, QuantisedTensor):
+                codes, scales = parts
+                return QuantisedTensor(codes, scales, tensor.format, tensor.geometry)
+        return parts[0]
+
     def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
         """Whether there is one more axis than in the spec."""
         return tensor.dim() > len(spec.shape)

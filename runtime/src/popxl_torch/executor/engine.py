@@ -14,6 +14,7 @@ from popxl_torch.executor.chooser import Chooser
 from popxl_torch.executor.host_streams import HostStreams
 from popxl_torch.executor.interpreter import Interpreter
 from popxl_torch.executor.memory import Memory
+from popxl_torch.executor.placement import Placer
 from popxl_torch.executor.planner import Planner, Way
 from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.executor.run import BoundPlan
@@ -51,6 +52,10 @@ class Engine:
         self.uploaded: dict[Value, Any] = {}
         self._ways: dict[tuple[str, Path | None], Way] = {}
         self._plans: dict[Any, tuple[BoundPlan, Varying]] = {}
+        self._placed = False
+        self._placer = Placer(self.planner, remote, settings, device)
+        if self._placer.active and settings.backend == "null":
+            self._placer.plan_specs(self.variables, self.varying)
         self._interpreter: Interpreter | None = None
         if settings.executor == "interpreter":
             self._interpreter = Interpreter(program, self.backend, self.memory)
@@ -72,10 +77,12 @@ class Engine:
         self.memory.states.clear()
         self.varying = varying_sources(self.variables)
         changed = False
+        layouts = []
         for value in self.variables:
             data = value.data
             layout = to_device_layout(data, value.spec)
             if data.buffer is not None:
+                layouts.append(layout)
                 tensor = self.backend.remote_view(layout, data.buffer.spec)
                 changed |= self.memory.remote.put(data.buffer, data.entry, tensor)
             else:
@@ -86,8 +93,16 @@ class Engine:
             for plan, _ in self._plans.values():
                 plan.unbind()
         self.varying.buffers |= self.memory.remote.varying_buffers()
+        self._place(layouts, changed)
         self._forget_ready()
         self._execute(self._way("from_host"))
+
+    def _place(self, layouts: list[Any], changed: bool) -> None:
+        """Read weights from their files where that is asked for; the budget is checked."""
+        is_new = changed or not self._placed
+        if self._placer.active and self.settings.backend != "null" and is_new:
+            self._placer.place(layouts, self.varying.copy())
+        self._placed = True
 
     def weights_to_host(self) -> None:
         """Fetch every variable that a run has changed into its host array."""
@@ -109,6 +124,8 @@ class Engine:
         """Let go of the variables' tensors. Remote buffers and host values stay."""
         self.memory.states.clear()
         self.uploaded.clear()
+        self._placer.release()
+        self._placed = False
 
     def _fetch(self, value: Value, tensor: Any, spec: Any) -> None:
         data = value.data

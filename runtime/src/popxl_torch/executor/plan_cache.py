@@ -30,6 +30,7 @@ from popxl_torch.settings import Settings
 
 _LOG = logging.getLogger("popxl_torch")
 _FORMAT = "popxl-torch plan 1"
+_IRRELEVANT = frozenset({"device_memory", "weights", "prefetch", "memory_plan", "trace", "debug"})
 _MOST_BYTES = 1 << 28
 
 DISK_FROM_S = 1.0
@@ -49,8 +50,8 @@ class PlanCache:
     def __init__(self, program: Program, settings: Settings, device: str) -> None:
         options = program.options
         self._folder = Path(options.cachePath) if options.enableEngineCaching else None
-        # A trace or a log changes no plan.
-        kept = {n: getattr(settings, n) for n in settings.__slots__ if n not in ("trace", "debug")}
+        # Where weights are kept, a trace or a log change no plan.
+        kept = {n: getattr(settings, n) for n in settings.__slots__ if n not in _IRRELEVANT}
         versions = _versions() if self._folder else ()
         self._content = repr((content_digest(program), sorted(kept.items()), device, versions))
         self._spent_s = 0.0

@@ -16,11 +16,13 @@ from popxl_torch.executor.run import BoundPlan
 from popxl_torch.executor.steps import step_kinds
 from popxl_torch.ir.records import Buffer, Program, Stream
 from popxl_torch.passes import ssa
+from popxl_torch.passes.find_slabs import LoadedTogether, find_slabs
 from popxl_torch.passes.mark_uniform import Varying
 from popxl_torch.passes.pipeline import specialise, to_functional
 from popxl_torch.passes.resolve_branches import Choices, Path, find_choices, take
 from popxl_torch.passes.ssa import Functional
-from popxl_torch.plan.lower import lower
+from popxl_torch.plan.lower import NotVectorisable, lower
+from popxl_torch.plan.memory import peak_bytes
 from popxl_torch.plan.portable import Portable
 from popxl_torch.plan.steps import Plan
 from popxl_torch.settings import Settings
@@ -119,6 +121,41 @@ class Planner:
 
         what = ("plan", way.name, way.path, self._dump_varying(sources))
         return self._cache.get(what, build, dump, load)
+
+    def slabs(self) -> list[LoadedTogether]:
+        """What the main block loads together."""
+
+        def dump(groups: list[LoadedTogether]) -> Any:
+            return [
+                [g.phase, list(map(self._portable.refer, g.buffers)), g.places, g.gathered]
+                for g in groups
+            ]
+
+        def load(content: Any) -> list[LoadedTogether]:
+            return [
+                LoadedTogether(
+                    str(phase), tuple(map(self._portable.buffer, buffers)), int(places), bool(rows)
+                )
+                for phase, buffers, places, rows in content
+            ]
+
+        return self._cache.get(("slabs",), lambda: find_slabs(self.functional), dump, load)
+
+    def activation_bytes(self, sources: Varying) -> int:
+        """Most bytes of intermediate values in a run of the main block, whatever way it takes."""
+
+        def build() -> int:
+            join, fuse = self.settings.join_shards, self.settings.fuse
+            try:
+                functional, _ = specialise(self.functional.only("main"), sources, join, fuse)
+                plan = lower(functional, functional.main)
+            except NotVectorisable:  # replicas run one by one
+                functional, _ = specialise(self.functional.only("main"), Varying(), join, fuse)
+                plan = lower(functional, functional.main)
+            return peak_bytes(plan, wide=self.settings.arithmetic == "fast")
+
+        what = ("activations", self._dump_varying(sources))
+        return self._cache.get(what, build, int, int)
 
     def _part(self, name: str, path: Path | None) -> Functional:
         if path is None:

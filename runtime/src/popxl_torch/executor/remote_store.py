@@ -2,9 +2,10 @@
 
 An entry is a tensor, with a leading replica axis if replicas differ. Entries that no run stores to
 are views of the host's arrays, and a load hands them out as they are: in one memory a load is a
-view. Entries of buffers that runs store to are copied on load and on store, except by ``update``,
-which writes a window of an entry in place (see passes/update_remote.py); ``owned`` are the entries
-whose memory is the store's alone.
+view, unless their files are to be read instead (see executor/streaming.py). Entries of buffers that
+runs store to are copied on load and on store, except by ``update``, which writes a window of an
+entry in place (see passes/update_remote.py); ``owned`` are the entries whose memory is the store's
+alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Collection
 from typing import Any
 
 from popxl_torch.backends.base import Backend
+from popxl_torch.executor.streaming import Streamer
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.errors import popart_runtime_error
 from popxl_torch.ir.records import Buffer
@@ -28,6 +30,7 @@ class RemoteStore:
         self.trace = trace
         self.entries: dict[tuple[Buffer, int], Any] = {}
         self.owned: set[tuple[Buffer, int]] = set()
+        self.streamer: Streamer | None = None
 
     def put(self, buffer: Buffer, entry: int, tensor: Any) -> bool:
         """Set an entry without copying; returns whether its memory is another one now."""
@@ -56,16 +59,18 @@ class RemoteStore:
     def load(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """An entry's value, with the replica axis if ``varying``."""
         kept = self.get(buffer, entry)
-        tensor = self._loaded(kept, buffer)
+        read = None if self.streamer is None else self.streamer.load(buffer, entry)
+        tensor = self._loaded(kept, buffer) if read is None else read
         if self.trace.active:
-            self.trace.count(self.backend.nbytes(kept), copied=tensor is not kept)
+            self.trace.count(self.backend.nbytes(kept), copied=read is None and tensor is not kept)
         if varying and not self.backend.has_lead(tensor, buffer.spec):
             tensor = self.backend.expand(tensor)
         return tensor
 
     def is_fixed(self, buffer: Buffer) -> bool:
         """Whether no run changes the buffer and a load is a view of it."""
-        return self.backend.shares_host and buffer not in self.stored
+        streamed = self.streamer is not None and buffer in self.streamer.buffers
+        return self.backend.shares_host and buffer not in self.stored and not streamed
 
     def view(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """As :meth:`load` of a fixed buffer, not counted."""

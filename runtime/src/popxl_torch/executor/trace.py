@@ -3,11 +3,14 @@
 The trace file is JSON, rewritten after each run; figures are sums since the session was made:
 
     {"version": 1, "runs": int, "total_ms": float, "device": str, "steps": int,
-     "regions": [{"name": str, "runs": int, "loaded_bytes": int, "copied_bytes": int, "ms": float}]}
+     "regions": [{"name": str, "runs": int, "loaded_bytes": int, "copied_bytes": int,
+                  "read_bytes": int, "stall_ms": float, "ms": float}]}
 
 ``runs`` of a region that consists of one loop are its iterations. ``loaded_bytes`` are bytes of
-remote memory addressed by loads, ``copied_bytes`` those of them that were copied. A plan's steps
-before the first scope and between scopes belong to the region named "".
+remote memory addressed by loads, ``copied_bytes`` those of them that were copied, ``read_bytes``
+what was read from files for them (see executor/streaming.py) and ``stall_ms`` the part of ``ms``
+that was spent waiting for that. A plan's steps before the first scope and between scopes belong to
+the region named "".
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ class Region:
     runs: int = 0
     loaded_bytes: int = 0
     copied_bytes: int = 0
+    read_bytes: int = 0
+    stall_ms: float = 0.0
     ms: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
@@ -67,6 +72,11 @@ class Trace:
         self.current.loaded_bytes += loaded_bytes
         if copied:
             self.current.copied_bytes += loaded_bytes
+
+    def count_read(self, read_bytes: int, waited_s: float) -> None:
+        """What was read from files for the current region, and how long it waited for that."""
+        self.current.read_bytes += read_bytes
+        self.current.stall_ms += waited_s * 1e3
 
     def finish(self) -> None:
         """A run ends; the file is rewritten if there is one."""

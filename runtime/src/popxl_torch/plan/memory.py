@@ -22,11 +22,15 @@ def spec_bytes(spec: Spec) -> int:
     return spec.nelms * (size if size is not None else np.dtype(spec.dtype).itemsize)
 
 
-def peak_bytes(plan: Plan) -> int:
+def peak_bytes(plan: Plan, wide: bool = False) -> int:
     """Most bytes of intermediate values live at once.
 
     Loads and other views are not counted: on a CPU they address host memory. An upper bound: a
     kernel that returns a view of its input is counted as if it had copied.
+
+    Args:
+        plan: the plan.
+        wide: whether values of float16 are kept in float32 (fast arithmetic).
     """
     known = frozenset(kinds())
 
@@ -35,22 +39,25 @@ def peak_bytes(plan: Plan) -> int:
             step.kind in known and opdef(step.kind).moves_data and step.kind == "Reshape"
         )
 
-    return _peak(plan.body, plan.replicas, is_view, 0)[0]
+    def size(operand: Operand) -> int:
+        copies = plan.replicas if operand.varying else 1
+        widened = 2 if wide and operand.spec.dtype == "float16" else 1
+        return spec_bytes(operand.spec) * copies * widened
+
+    return _peak(plan.body, size, is_view, 0)[0]
 
 
-def _operand_bytes(operand: Operand, replicas: int) -> int:
-    return spec_bytes(operand.spec) * (replicas if operand.varying else 1)
-
-
-def _peak(body: Body, replicas: int, is_view: Callable[[Step], bool], base: int) -> tuple[int, int]:
+def _peak(
+    body: Body, size: Callable[[Operand], int], is_view: Callable[[Step], bool], base: int
+) -> tuple[int, int]:
     """(peak, bytes left at the end) of a body that starts with ``base`` bytes live."""
     sizes: dict[int, int] = {}
     now = peak = base
     for step in body.steps:
         for inner in step.bodies:
-            peak = max(peak, _peak(inner, replicas, is_view, now)[0])
+            peak = max(peak, _peak(inner, size, is_view, now)[0])
         for out in step.outs:
-            sizes[out.slot] = 0 if is_view(step) else _operand_bytes(out, replicas)
+            sizes[out.slot] = 0 if is_view(step) else size(out)
             now += sizes[out.slot]
         peak = max(peak, now)
         for slot in step.frees:

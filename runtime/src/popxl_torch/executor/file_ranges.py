@@ -1,0 +1,71 @@
+"""Which bytes of which files arrays are: views of read-only ``np.memmap`` objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FileRange:
+    """Bytes [start, end) of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+
+class MappedFiles:
+    """The files behind arrays, found by address."""
+
+    def __init__(self) -> None:
+        self._maps: dict[int, tuple[int, FileRange]] = {}
+
+    def add(self, array: object) -> None:
+        """Take note of the file that an array is a view of, if it is one of a file's.
+
+        An array that names its storage in ``popxl_storage`` counts by what is stored.
+        """
+        storage = getattr(array, "popxl_storage", None)
+        for part in (array,) if storage is None else (storage["codes"], storage["scales"]):
+            root = _root(part)
+            if root is not None:
+                start = _address(root)
+                whole = FileRange(Path(str(root.filename)), root.offset, root.offset + root.nbytes)
+                self._maps[start] = (start + root.nbytes, whole)
+
+    def find(self, array: np.ndarray) -> FileRange | None:
+        """The bytes that an array spans, with what its strides leave out; None if its memory is
+        not a file's, or if more than half of them are left out."""
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if high - low > 2 * _distinct_bytes(array):
+            return None
+        for start, (end, whole) in self._maps.items():
+            if start <= low and high <= end:
+                shift = whole.start - start
+                return FileRange(whole.path, low + shift, high + shift)
+        return None
+
+
+def _root(array: object) -> np.memmap | None:
+    """The map that an array is a view of, if nothing can be written through it."""
+    found = None
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            found = array
+        array = array.base
+    is_file = found is not None and found.filename is not None and found.mode == "r"
+    return found if is_file else None
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _distinct_bytes(array: np.ndarray) -> int:
+    count = 1
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        count *= size if stride else 1
+    return count * array.itemsize

@@ -1,0 +1,96 @@
+"""What a program loads together: loads that follow each other with one offset.
+
+Buffers that are loaded together in one place of the program are counted together in all. Buffers
+of which rows are gathered and nothing else is used are told apart: rows are read where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from popxl_torch.ir.records import Buffer
+from popxl_torch.passes.ssa import Block, Functional, Node, used_outside, walk
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTogether:
+    """Buffers that are loaded together.
+
+    Attributes:
+        phase: the last name of the region that loads them first.
+        buffers: in the order in which they are loaded.
+        places: where the program loads them.
+        gathered: whether only rows of them are used.
+    """
+
+    phase: str
+    buffers: tuple[Buffer, ...]
+    places: int
+    gathered: bool = False
+
+
+def find_slabs(functional: Functional) -> list[LoadedTogether]:
+    """The groups of the main block in the order in which they are first loaded. Buffers that the
+    program stores to are in none."""
+    stored = {n.attrs["buffer"] for n in walk(functional.main) if n.kind == "RemoteStore"}
+    gathered = _gathered(functional.main)
+    groups: dict[Buffer, list[Buffer]] = {}
+    first: dict[Buffer, str] = {}
+    places: dict[Buffer, int] = {}
+    for phase, loaded in _places(functional.main, ""):
+        kept = [buffer for buffer in loaded if buffer not in stored | gathered]
+        for buffer in loaded:
+            first.setdefault(buffer, phase)
+            places[buffer] = places.get(buffer, 0) + 1
+            groups.setdefault(buffer, [buffer])
+        for buffer in kept[1:]:
+            _join(groups, kept[0], buffer)
+    found = {id(groups[buffer]): groups[buffer] for buffer in first if buffer not in stored}
+    return [
+        LoadedTogether(
+            first[buffers[0]].rpartition("/")[2],
+            tuple(buffers),
+            places[buffers[0]],
+            buffers[0] in gathered,
+        )
+        for buffers in found.values()
+    ]
+
+
+def _join(groups: dict[Buffer, list[Buffer]], into: Buffer, other: Buffer) -> None:
+    if groups[into] is not groups[other]:
+        groups[into] += groups[other]
+        for buffer in groups[other]:
+            groups[buffer] = groups[into]
+
+
+def _places(block: Block, region: str) -> Iterator[tuple[str, list[Buffer]]]:
+    """Runs of loads with one offset, with the region that they belong to."""
+    run: list[Node] = []
+    for node in block.nodes:
+        if run and (node.kind != "RemoteLoad" or node.inputs[0] is not run[0].inputs[0]):
+            yield run[0].region or region, [load.attrs["buffer"] for load in run]
+            run = []
+        if node.kind == "RemoteLoad":
+            run.append(node)
+        for inner in node.blocks:
+            yield from _places(inner, node.region or region)
+    if run:
+        yield run[0].region or region, [load.attrs["buffer"] for load in run]
+
+
+def _gathered(main: Block) -> set[Buffer]:
+    """Buffers whose loads are gathered from along their first axis, and not used otherwise."""
+    buffers: dict[int, Buffer] = {}
+    other: set[Buffer] = set()
+    for node in walk(main):
+        if node.kind == "RemoteLoad":
+            buffers[id(node.outputs[0])] = node.attrs["buffer"]
+    for node in walk(main):
+        is_gather = node.kind == "Gather" and node.attrs["axis"] == 0
+        used = node.inputs[int(is_gather) :] if not node.blocks else used_outside(node)
+        results = [val for block in node.blocks for val in block.results]
+        other |= {buffers[id(val)] for val in (*used, *results) if id(val) in buffers}
+    other |= {buffers[id(val)] for val in main.results if id(val) in buffers}
+    return set(buffers.values()) - other

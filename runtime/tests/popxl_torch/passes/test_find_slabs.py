@@ -1,0 +1,53 @@
+"""What programs load together, and tables of which only rows are used."""
+
+from __future__ import annotations
+
+import popxl
+from popxl import ops
+from popxl_torch.passes.find_slabs import LoadedTogether, find_slabs
+from popxl_torch.passes.pipeline import to_functional
+
+from runtime.tests.popxl_torch.programs import build
+
+
+def _buffer(entries: int = 1) -> popxl.RemoteBuffer:
+    return popxl.remote_buffer((4, 4), popxl.float32, entries)
+
+
+def _groups(table_is_used: bool = False) -> list[LoadedTogether]:
+    """Rows of a table; pairs in a loop, and one of each pair again; a buffer that is stored to."""
+
+    def body(ir: popxl.Ir) -> None:
+        first, second, table, kept = _buffer(3), _buffer(3), _buffer(), _buffer()
+
+        def layer(h: popxl.Tensor, n: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
+            a, b = ops.remote_load(first, n), ops.remote_load(second, n)
+            return a @ (b @ h), n + 1
+
+        ids = ops.host_load(popxl.h2d_stream((4,), popxl.int32))
+        with popxl.name_scope("table"):
+            loaded = ops.remote_load(table, 0)
+            h = ops.gather(loaded, ids, axis=0)
+            if table_is_used:
+                h = h @ loaded
+        with popxl.name_scope("layers"):
+            n = popxl.constant(0, popxl.int32)
+            h, _ = ops.repeat(ir.create_graph(layer, h, n), 3, h, n)
+        with popxl.name_scope("again"):
+            h = ops.remote_load(second, 2) @ h
+        ops.remote_store(kept, 0, h)
+        ops.host_store(popxl.d2h_stream(h.shape, h.dtype), ops.remote_load(kept, 0))
+
+    return find_slabs(to_functional(build(body)))
+
+
+def _shown(groups: list[LoadedTogether]) -> list[tuple[str, int, int, bool]]:
+    return [(g.phase, len(g.buffers), g.places, g.gathered) for g in groups]
+
+
+def test_loads_that_follow_each_other_with_one_offset_are_together():
+    assert _shown(_groups()) == [("table", 1, 1, True), ("layers", 2, 1, False)]
+
+
+def test_a_table_that_is_used_whole_is_loaded():
+    assert _shown(_groups(table_is_used=True)) == [("table", 1, 1, False), ("layers", 2, 1, False)]
