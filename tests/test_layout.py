@@ -12,7 +12,12 @@ ROOT = Path(__file__).parents[1]
 # From the top. Names of one row may import each other.
 # Training stands apart, beside the application: nothing of either imports the other.
 TRAINING = ("train", "training")
-LAYERS = (("run_inference", "inference"), ("execution",), ("modelling",), ("config", "utils"))
+LAYERS = (
+    ("run_inference", "inference", "evaluate"),
+    ("execution",),
+    ("modelling",),
+    ("config", "utils"),
+)
 LEVEL = {name: height for height, row in enumerate(reversed(LAYERS)) for name in row}
 
 

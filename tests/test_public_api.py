@@ -12,7 +12,7 @@ from tests.popxl_uses import ApiIndex, look_through, unknown_uses
 ROOT = Path(__file__).parents[1]
 LISTS = ROOT / "runtime" / "tests" / "api"
 FOLDERS = ("config", "modelling", "execution", "utils")
-PROGRAMS = ("run_inference.py", "inference.py")
+PROGRAMS = ("run_inference.py", "inference.py", "evaluate.py")
 FRONT_END = ("popxl", "popxl_addons", "popart", "popdist")
 # What the front end may import only inside functions: the door to the engine.
 TORCH = ("torch", "torchvision", "transformers")

@@ -1,4 +1,4 @@
-"""Datasets of other layouts, written in MAGMA's format (`training.dataset`).
+"""Datasets of other layouts, written in MAGMA's format (`utils.dataset_files`).
 
 As a program it converts what people commonly have::
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import sys
@@ -25,40 +24,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from training import sources
+from utils.dataset_files import BadSamples
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.images import load_image
 from utils.log import default_level, setup_logging
 from utils.program import run_program
 
-_log = logging.getLogger(__name__)
-
 Entry = tuple[Path, dict[str, Any]]
 MODES = ("mv", "cp")
-
-
-class BadSamples:
-    """Samples that could not be taken: counted and named, or the end of the conversion.
-
-    Attributes:
-        lines: one for each.
-    """
-
-    def __init__(self, skip: bool) -> None:
-        """``skip``: go on after a bad sample."""
-        self.skip = skip
-        self.lines: list[str] = []
-
-    def add(self, line: str) -> None:
-        """Notes a bad sample.
-
-        Raises:
-            UserError: bad samples are not to be skipped.
-        """
-        if not self.skip:
-            raise UserError(f"{line}; mend it, or leave such samples out with --skip_bad")
-        self.lines.append(line)
-        _log.warning("left out: %s", line)
 
 
 def convert_dataset(

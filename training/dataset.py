@@ -1,14 +1,7 @@
-"""Datasets of pictures and captions on disk, in MAGMA's format.
-
-::
-
-    root/images/<n>/<file>          pictures, at most 10,000 in a folder
-    root/image_data/<m>/<k>.json    a sample: image_path (relative to root), captions, metadata
-"""
+"""Datasets of pictures and captions on disk, in MAGMA's format (`utils.dataset_files`)."""
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable
@@ -19,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from training.samples import Sample, encode
+from utils.dataset_files import picture_path, read_record, sample_files
 from utils.errors import UserError
 from utils.images import load_image, preprocess
 
@@ -65,16 +59,14 @@ class ImgCptDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]])
         self._tokenizer = tokenizer
         self._transforms = transforms
         self._seq_len = seq_len
-        files = self._files()
+        files = sample_files(self._root)
         self.bad: list[str] = []
         self._paths: list[Path] = []
         self._records: dict[Path, dict[str, Any]] | None = {} if load_data_in_memory else None
         for path in tqdm(files, desc=f"checking {self._root}", unit="sample", disable=None):
             try:
-                record = self._read(path)
-                picture = self._picture(path, record)
-                if not picture.is_file():
-                    raise UserError(f"{path}: its picture {picture} is missing")
+                record = read_record(path)
+                picture_path(self._root, path, record)
             except UserError as error:
                 self.bad.append(str(error))
                 continue
@@ -98,10 +90,11 @@ class ImgCptDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]])
             UserError: the sample cannot be read.
         """
         path = self._paths[index]
-        record = self._read(path) if self._records is None else self._records[path]
+        record = read_record(path) if self._records is None else self._records[path]
         caption = rng.choice(record["captions"])
+        picture = picture_path(self._root, path, record)
         try:
-            image = load_image(self._picture(path, record))
+            image = load_image(picture)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         return Sample(encode(self._tokenizer, caption, self._seq_len), self._pixels(image))
@@ -122,43 +115,6 @@ class ImgCptDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]])
             return torch.from_numpy(preprocess(image, self._transforms))
         return torch.as_tensor(self._transforms(image))
 
-    def _files(self) -> list[Path]:
-        folder = self._root / "image_data"
-        if not folder.is_dir():
-            raise UserError(
-                f"{self._root}: is no dataset, the folder image_data is missing; "
-                "python -m training.convert_dataset makes one"
-            )
-        # By number, where the name is one: 2 before 10.
-        files = sorted(folder.glob("*/*.json"), key=lambda path: _numbers(path, folder))
-        if not files:
-            raise UserError(f"{self._root}: the dataset is empty, image_data holds no */*.json")
-        return files
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        try:
-            record = json.loads(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: malformed JSON: {error}") from error
-        captions = record.get("captions") if isinstance(record, dict) else None
-        if not isinstance(captions, list) or not captions:
-            raise UserError(f'{path}: no "captions"; expected a list of texts')
-        if not all(isinstance(caption, str) for caption in captions):
-            raise UserError(f'{path}: "captions" holds something that is no text')
-        if not isinstance(record.get("image_path", ""), str):
-            raise UserError(f'{path}: "image_path" is no text')
-        return record
-
-    def _picture(self, path: Path, record: dict[str, Any]) -> Path:
-        """Where a sample's picture lies; without an image_path, where its JSON lies."""
-        default = Path("images") / path.parent.name / f"{path.stem}.jpg"
-        relative = Path(record.get("image_path", default))
-        if relative.is_absolute() or ".." in relative.parts:
-            raise UserError(f'{path}: "image_path" {relative} leads out of the dataset')
-        return self._root / relative
-
     def _report(self, total: int, skip_bad: bool) -> None:
         if not self.bad:
             return
@@ -170,8 +126,3 @@ class ImgCptDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]])
             _log.warning("left out: %s", line)
         if not self._paths:
             raise UserError(f"{counted}; nothing is left")
-
-
-def _numbers(path: Path, folder: Path) -> tuple[tuple[int, str], ...]:
-    parts = path.relative_to(folder).with_suffix("").parts
-    return tuple((int(part) if part.isdecimal() else -1, part) for part in parts)
