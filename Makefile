@@ -17,7 +17,8 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 NATIVE := $(wildcard runtime/src/popxl_torch/kernels/native/*.cpp runtime/src/popxl_torch/kernels/native/*.h)
 
 BENCHES := benchmarks.bench_plan_overhead benchmarks.bench_tensor_parallel \
-	runtime.benchmarks.bench_kernels runtime.benchmarks.bench_attention
+	runtime.benchmarks.bench_kernels runtime.benchmarks.bench_attention \
+	runtime.benchmarks.bench_quantised
 LONG_BENCHES := benchmarks.bench_first_token benchmarks.bench_generation
 
 .DEFAULT_GOAL := help

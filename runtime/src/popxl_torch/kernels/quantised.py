@@ -13,6 +13,7 @@ The formats are those that a host array names in ``popxl_storage``:
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,10 +28,12 @@ GROUP = 32
 
 DOT_ROWS = 24
 """Rows of x up to which sums along the rows of codes are taken; above, codes are widened in
-tiles."""
+tiles. ``runtime/benchmarks/bench_quantised.py`` measures both."""
 
-TILE_ROWS = 1024
-"""Rows of codes that are widened at once."""
+TILE_ROWS = 2048
+"""Rows of codes that are widened at once: each time the product streams all of x."""
+
+_kept = threading.local()
 
 _ATEN = torch.ops.aten
 _VIEWS = frozenset(
@@ -227,12 +230,22 @@ def _by_tiles(
 ) -> torch.Tensor:
     """Widens some rows of codes at a time, which the caches still hold when they are multiplied."""
     library = native() if x.device.type == "cpu" else None
-    parts = []
-    for start in range(0, len(codes), TILE_ROWS):
+    n, k = codes.shape[0], _inner(codes, format)
+    y = torch.empty(x.shape[0], n, dtype=torch.float32, device=x.device)
+    for start in range(0, n, TILE_ROWS):
         rows = slice(start, start + TILE_ROWS)
         if library is not None:
-            tile = widened(library, codes[rows], scales[rows])
+            tile = widened(library, codes[rows], scales[rows], _tile(min(n, TILE_ROWS) * k))
         else:
             tile = _dequantised(codes[rows], scales[rows], format).half()
-        parts.append(multiply(x, tile.t()))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        y[:, rows] = multiply(x, tile.t())
+    return y
+
+
+def _tile(elements: int) -> torch.Tensor:
+    """Float16 memory that this thread reuses from call to call."""
+    found: torch.Tensor | None = getattr(_kept, "tile", None)
+    if found is None or found.numel() < elements:
+        with torch.inference_mode(False):  # it serves outside of runs too
+            found = _kept.tile = torch.empty(elements, dtype=torch.float16)
+    return found

@@ -99,6 +99,7 @@ using Vector = __m256;
 constexpr int LANES = 8;
 POPXL_SIMD Vector zero() { return _mm256_setzero_ps(); }
 POPXL_SIMD Vector load(const float* p) { return _mm256_loadu_ps(p); }
+POPXL_SIMD void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
 POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
 POPXL_SIMD Vector load_codes(const int8_t* p) {
   return _mm256_cvtepi32_ps(
@@ -126,6 +127,7 @@ using Vector = __m512;
 constexpr int LANES = 16;
 POPXL_SIMD Vector zero() { return _mm512_setzero_ps(); }
 POPXL_SIMD Vector load(const float* p) { return _mm512_loadu_ps(p); }
+POPXL_SIMD void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
 POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
 POPXL_SIMD Vector load_codes(const int8_t* p) {
   return _mm512_cvtepi32_ps(

@@ -39,12 +39,14 @@ def dot(
     return y
 
 
-def widened(library: Native, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The numbers of codes and scales as in :func:`dot`, (n, k) float16."""
+def widened(
+    library: Native, codes: torch.Tensor, scales: torch.Tensor, memory: torch.Tensor
+) -> torch.Tensor:
+    """The numbers of codes and scales as in :func:`dot`, (n, k) float16, in memory for them."""
     n = codes.shape[0]
     whole = codes.dtype == torch.int8
     k = codes.shape[1] if whole else 2 * codes.shape[1]
-    out = torch.empty(n, k, dtype=torch.float16)
+    out = memory[: n * k].view(n, k)
     start = (library.index, n, k, codes.data_ptr(), codes.stride(0), scales.data_ptr())
     end = (out.data_ptr(), threads_for(n * k), library.fork)
     if whole:

@@ -3,18 +3,20 @@
 
 // ---- int8 -----------------------------------------------------------------------------------
 
-// R rows of x with C rows of w: one vector of sums per pair, in an order that neither changes.
+constexpr int64_t STRETCH = 1024;  // columns of x that stay in the first-level cache
+
+// Adds to the sums of R rows of x with C rows of w, one vector per pair, in an order that neither
+// changes.
 template <int R, int C>
-POPXL_ENTRY void dot8_block(const Rows8& p, int64_t row, int64_t column) {
-  const float* x = p.x + row * p.x_row;
-  const int8_t* w = p.codes + column * p.codes_row;
+POPXL_SIMD void dot8_block(const Rows8& p, const float* x, const int8_t* w, int64_t length,
+                           bool first, float* sums) {
   Vector sum[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sum[r][c] = zero();
-  const int64_t whole = p.k - p.k % LANES;
-  for (int64_t j = 0; j < whole; j += LANES) {
+    for (int c = 0; c < C; ++c)
+      sum[r][c] = first ? zero() : load(sums + (r * PIECE + c) * LANES);
+  for (int64_t j = 0; j < length; j += LANES) {
     Vector wide[C];
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
@@ -29,21 +31,37 @@ POPXL_ENTRY void dot8_block(const Rows8& p, int64_t row, int64_t column) {
       for (int c = 0; c < C; ++c) sum[r][c] = multiply_add(v, wide[c], sum[r][c]);
     }
   }
-  for (int c = 0; c < C; ++c)
-    for (int r = 0; r < R; ++r) {
-      float end = 0;
-      for (int64_t j = whole; j < p.k; ++j)
-        end += x[r * p.x_row + j] * static_cast<float>(w[c * p.codes_row + j]);
-      p.y[(row + r) * p.y_row + column + c] =
-          p.scales[column + c] * (total(sum[r][c]) + end);
-    }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) store(sums + (r * PIECE + c) * LANES, sum[r][c]);
 }
 
 template <int R>
 POPXL_ENTRY void dot8_rows(const Rows8& p, int64_t row, int64_t column, int64_t end) {
-  constexpr int C = R <= 2 ? 4 : 2;
-  for (; column + C <= end; column += C) dot8_block<R, C>(p, row, column);
-  for (; column < end; ++column) dot8_block<R, 1>(p, row, column);
+  constexpr int C = R <= 2 ? 4 : LANES == 16 ? 4 : 2;
+  alignas(64) float sums[R * PIECE * LANES];
+  const float* x = p.x + row * p.x_row;
+  const int8_t* w = p.codes + column * p.codes_row;
+  const int64_t columns = end - column, whole = p.k - p.k % LANES;
+  // One or two rows wait for w only: long stretches of it are read faster.
+  const int64_t stretch = R <= 2 ? most(whole, 1) : STRETCH;
+  for (int64_t j = 0; j == 0 || j < whole; j += stretch) {
+    const int64_t length = least(stretch, whole - j);
+    int64_t c = 0;
+    for (; c + C <= columns; c += C)
+      dot8_block<R, C>(p, x + j, w + c * p.codes_row + j, length, j == 0, sums + c * LANES);
+    for (; c < columns; ++c)
+      dot8_block<R, 1>(p, x + j, w + c * p.codes_row + j, length, j == 0, sums + c * LANES);
+  }
+  for (int64_t c = 0; c < columns; ++c)
+    for (int r = 0; r < R; ++r) {
+      float rest = 0;
+      for (int64_t j = whole; j < p.k; ++j)
+        rest += x[r * p.x_row + j] * static_cast<float>(w[c * p.codes_row + j]);
+      p.y[(row + r) * p.y_row + column + c] =
+          p.scales[column + c] * (total(load(sums + (r * PIECE + c) * LANES)) + rest);
+    }
 }
 
 void dot8(const Rows8& p) {
