@@ -71,7 +71,7 @@ def load_image(source: str | os.PathLike[str], friendly: bool = False) -> Image.
     if not text:
         raise UserError("the name of the picture is empty; expected a path or an address")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", text):
-        image = _decode(text, BytesIO(fetch_url(text)))
+        image = decode_image(text, BytesIO(fetch_url(text)))
     else:
         path = Path(text)
         try:
@@ -80,14 +80,23 @@ def load_image(source: str | os.PathLike[str], friendly: bool = False) -> Image.
             if path.exists() and not path.is_file():
                 raise UserError(f"{text}: is not a regular file; expected a picture")
             with path.open("rb") as file:
-                image = _decode(text, file)
+                image = decode_image(text, file)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"{text}: cannot read the picture: {reason}") from error
     return _mend(image) if friendly else image
 
 
-def _decode(source: str, file: IO[bytes]) -> Image.Image:
+def decode_image(source: str, file: IO[bytes]) -> Image.Image:
+    """A picture from an open file, fully decoded.
+
+    Args:
+        source: what errors call it.
+        file: binary, seekable.
+
+    Raises:
+        UserError: too large, damaged or no picture.
+    """
     try:
         with warnings.catch_warnings():
             # Pillow warns about oddities of files; its own warning about bombs is our error.
