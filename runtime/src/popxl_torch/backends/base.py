@@ -106,6 +106,13 @@ class Backend(Protocol):
         """A function from the step's input tensors to its output, or outputs as a tuple."""
         ...
 
+    def prepare(self, step: Step, known: Sequence[Any]) -> Callable[..., Any] | None:
+        """As :meth:`bind`, a function of the inputs that are not known, for which None is given.
+
+        None if the step's kernel has no way of its own for that.
+        """
+        ...
+
     def synchronise(self) -> None:
         """Wait until all work has been done."""
         ...

@@ -117,5 +117,8 @@ class NullBackend:
         result: Any = results[0] if len(results) == 1 else results
         return lambda *inputs: result
 
+    def prepare(self, step: Step, known: Sequence[Any]) -> None:
+        """There is nothing to make cheaper."""
+
     def synchronise(self) -> None:
         """Nothing to wait for."""

@@ -12,7 +12,7 @@ import torch
 
 from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
-from popxl_torch.kernels import KernelEntry, Site, kernel_entry
+from popxl_torch.kernels import KernelEntry, Site, kernel_entry, kernel_kinds
 from popxl_torch.kernels.quantised import QuantisedTensor, from_storage
 from popxl_torch.kernels.storage import storage_dtype
 from popxl_torch.plan.steps import Operand, Step
@@ -216,7 +216,22 @@ class TorchBackend:
             return lambda: torch.zeros(out.spec.shape, dtype=dtype, device=device)
         entry = kernel_entry(step.kind)
         lead = int(any(operand.varying for operand in (*step.ins, *step.outs)))
-        site = Site(
+        site = self._site(step)
+        if entry.replicated:
+            return self._finish(entry.factory(site, 0), step)
+        if lead and not entry.batched:
+            one = self._wrap(entry, site, step, 0)
+            return self._per_replica(one, step)
+        return self._wrap(entry, site, step, lead)
+
+    def prepare(self, step: Step, known: Sequence[Any]) -> Callable[..., Any] | None:
+        """What the kernel prepares, its results rounded."""
+        make = kernel_entry(step.kind).prepare if step.kind in kernel_kinds() else None
+        function = make(self._site(step), known) if make is not None else None
+        return None if function is None else self._finish(function, step)
+
+    def _site(self, step: Step) -> Site:
+        return Site(
             step.kind,
             step.attrs,
             [operand.spec for operand in step.ins],
@@ -226,12 +241,6 @@ class TorchBackend:
             tuple(operand.varying for operand in step.ins),
             tuple(operand.varying for operand in step.outs),
         )
-        if entry.replicated:
-            return self._finish(entry.factory(site, 0), step)
-        if lead and not entry.batched:
-            one = self._wrap(entry, site, step, 0)
-            return self._per_replica(one, step)
-        return self._wrap(entry, site, step, lead)
 
     def _wrap(self, entry: KernelEntry, site: Site, step: Step, lead: int) -> Callable[..., Any]:
         moves = _moves_data(step.kind)

@@ -168,12 +168,37 @@ class Emitter:
         return True
 
     def _call(self, step: Step) -> None:
-        args = [self._text(operand.slot) for operand in step.ins]
-        if step.kind in _OFFSET:
-            args[_OFFSET[step.kind]] = self._entry(step.ins[_OFFSET[step.kind]])
+        function = self._prepared(step)
+        if function is not None:
+            args = [f"v{o.slot}" for o in step.ins if o.slot not in self._texts]
+        else:
+            args = [self._text(operand.slot) for operand in step.ins]
+            if step.kind in _OFFSET:
+                args[_OFFSET[step.kind]] = self._entry(step.ins[_OFFSET[step.kind]])
+            function = self._name(f"{step.kind}_", bind_step(step, self.backend, self.memory))
         outs = ", ".join(f"v{out.slot}" for out in step.outs)
-        function = self._name(f"{step.kind}_", bind_step(step, self.backend, self.memory))
         self._line(f"{outs}{' = ' if outs else ''}{function}({', '.join(args)})")
+
+    def _prepared(self, step: Step) -> str | None:
+        """A function of the inputs that are not known, or an element of a table of such."""
+        slots = [operand.slot for operand in step.ins]
+        tabled = [slot for slot in slots if slot in self._columns]
+        indices = {self._texts[slot].partition("[")[2] for slot in tabled}
+        if len(indices) > 1 or self._texts.keys().isdisjoint(slots):
+            return None
+        functions = []
+        for at in range(len(self._columns[tabled[0]]) if tabled else 1):
+            known = [
+                self._columns[slot][at] if slot in tabled else self._known.get(slot)
+                for slot in slots
+            ]
+            function = self.backend.prepare(step, known)
+            if function is None:
+                return None
+            functions.append(function)
+        if not tabled:
+            return self._name(f"{step.kind}_", functions[0])
+        return f"{self._name(f'{step.kind}_', functions)}[{indices.pop()}"
 
     def _mark(self, step: Step) -> None:
         if self.traced:

@@ -2,22 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from popxl_torch.kernels.elementwise import UNARY
-from popxl_torch.kernels.joined import columns_apart, columns_product, reduced_product
-from popxl_torch.kernels.linalg import matmul_product
+from popxl_torch.kernels.joined import (
+    columns_apart,
+    columns_product,
+    reduced_product,
+    reduced_with,
+)
+from popxl_torch.kernels.linalg import matmul_product, matmul_with
 from popxl_torch.kernels.registry import Site, kernel
 
 _Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _Run = Callable[..., torch.Tensor]
 
 
-@kernel("Linear", replicated=True)
+def _linear_with(site: Site, known: Sequence[torch.Tensor | None]) -> _Run | None:
+    """:func:`linear` by a matrix that is known and, maybe, a bias that is."""
+    x, w, *addends = known
+    if x is not None or w is None or w.dim() != 2 or any(t is not None for t in addends[1:]):
+        return None
+    by_columns = site.attrs["product"] == "MatMulColumns"
+    special, bias = _joined(site) if by_columns else _rows_apart(site), (addends or [None])[0]
+    if any(special[1:]) or (any(special) if bias is None else by_columns and not special[0]):
+        return None
+    if bias is not None and special[0] and not by_columns:
+        bias = _beside_rows(bias, site)
+    product = _product_with(site, w)
+    if product is None:
+        return None
+    apart = columns_apart(site) if by_columns else None
+    activation = UNARY.get(site.attrs["activation"])
+    same = all(spec is not None and spec.dtype == "float32" for spec in site.ins)
+    add = torch.Tensor.add_ if same else _add
+
+    def run(x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        y = product(x)
+        if bias is not None:
+            y = add(y, bias)
+        if apart is not None:
+            y = apart(y)
+        for other in others:
+            y = add(y, other)
+        return y if activation is None else activation(y)
+
+    return run
+
+
+def _product_with(site: Site, w: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The product with ``w``, a matrix; of joined columns not yet apart."""
+    if site.attrs["product"] == "MatMulReduced":
+        return reduced_with(site, (None, w))
+    if site.attrs["product"] == "MatMulColumns":
+        return matmul_with(w)
+    if any(site.varying_ins[:2]):
+        return None
+    product, shape, inner = matmul_with(w), site.outs[0].shape, w.shape[0]
+    if len(shape) == 2:
+        return product
+    return lambda x: product(x.reshape(-1, inner)).view(shape)
+
+
+@kernel("Linear", replicated=True, prepare=_linear_with)
 def linear(site: Site, lead: int) -> _Run:
     """A product with a matrix, sums with it, an activation."""
     run = _columns(site) if site.attrs["product"] == "MatMulColumns" else _whole(site)
@@ -28,9 +79,7 @@ def linear(site: Site, lead: int) -> _Run:
 def _columns(site: Site) -> _Run:
     """Joined biases are added to the joined product, the rest to each replica's part of it."""
     apart = columns_apart(site)
-    shape = site.outs[0].shape
-    wide = (shape[-1] * site.replicas,)
-    joined = [spec is not None and spec.shape == wide for spec in site.ins[2:]]
+    joined = _joined(site)
     first = [at for at, flag in enumerate(joined) if flag]
     then = [at for at, flag in enumerate(joined) if not flag]
 
@@ -49,24 +98,37 @@ def _columns(site: Site) -> _Run:
 def _whole(site: Site) -> _Run:
     reduced = site.attrs["product"] == "MatMulReduced"
     product: _Product = reduced_product if reduced else matmul_product(site)
-    rank = len(site.outs[0].shape)
-    rows = [
-        vary and len(spec.shape) == 1
-        for spec, vary in zip(site.ins[2:], site.varying_ins[2:], strict=True)
-        if spec is not None
-    ]
-    # A row that differs by replica is (r, n): it broadcasts behind the replica axis.
-    inner = (1,) * (rank - 1)
+    rows = _rows_apart(site)
 
     def run(x: torch.Tensor, w: torch.Tensor, *addends: torch.Tensor) -> torch.Tensor:
         y = product(x, w)
         for addend, is_row in zip(addends, rows, strict=True):
             if is_row:
-                addend = addend.reshape(addend.shape[0], *inner, addend.shape[1])
+                addend = _beside_rows(addend, site)
             y = _add(y, addend)
         return y
 
     return run
+
+
+def _joined(site: Site) -> list[bool]:
+    """Which addends are rows of joined columns."""
+    wide = (site.outs[0].shape[-1] * site.replicas,)
+    return [spec is not None and spec.shape == wide for spec in site.ins[2:]]
+
+
+def _rows_apart(site: Site) -> list[bool]:
+    """Which addends are rows that differ by replica, (r, n)."""
+    return [
+        vary and spec is not None and len(spec.shape) == 1
+        for spec, vary in zip(site.ins[2:], site.varying_ins[2:], strict=True)
+    ]
+
+
+def _beside_rows(addend: torch.Tensor, site: Site) -> torch.Tensor:
+    """(r, n) with axes of 1 between, so that it broadcasts behind the replica axis."""
+    inner = (1,) * (len(site.outs[0].shape) - 1)
+    return addend.reshape(addend.shape[0], *inner, addend.shape[1])
 
 
 def _add(y: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:

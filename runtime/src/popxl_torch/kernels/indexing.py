@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +63,27 @@ def _take_shards(t: torch.Tensor, indices: torch.Tensor, zero_oor: bool) -> torc
     return result
 
 
-@kernel("Gather", "PopartTiedGather")
+def _one_of(site: Site, known: Sequence[torch.Tensor | None]) -> _Run | None:
+    """:func:`gather` of one element of a known tensor: a view of it, if the index is inside."""
+    (t, indices), axis = known, site.attrs["axis"]
+    spec = site.ins[1]
+    assert spec is not None
+    alone = site.attrs["group_size"] == 1 and not any(site.varying_ins)
+    if t is None or indices is not None or not alone or spec.nelms != 1 or t.is_cuda:
+        return None
+    zero_oor, size = site.attrs["zero_oor"], t.shape[axis]
+    shape = (*t.shape[:axis], *spec.shape, *t.shape[axis + 1 :])
+
+    def run(indices: torch.Tensor) -> torch.Tensor:
+        index = int(indices)
+        if 0 <= index < size:
+            return t.narrow(axis, index, 1).view(shape)
+        return _take(t, indices, axis, zero_oor)
+
+    return run
+
+
+@kernel("Gather", "PopartTiedGather", prepare=_one_of)
 def gather(site: Site, lead: int) -> _Run:
     """Elements of the first input along an axis at the second."""
     axis, zero_oor = site.attrs["axis"], site.attrs["zero_oor"]

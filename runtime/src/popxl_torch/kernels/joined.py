@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from popxl_torch.kernels.linalg import matmul_2d
+from popxl_torch.kernels.linalg import matmul_2d, matmul_with
 from popxl_torch.kernels.registry import Site, kernel
+
+_Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 @kernel("JoinColumns", replicated=True)
@@ -40,14 +42,32 @@ def join_rows(site: Site, lead: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return run
 
 
-@kernel("MatMulColumns", replicated=True)
+def columns_with(site: Site, known: Sequence[torch.Tensor | None]) -> _Product | None:
+    """:func:`matmul_columns` by joined columns that are known."""
+    w = known[1]
+    if w is None or w.dim() != 2:
+        return None
+    product, apart = matmul_with(w), columns_apart(site)
+    return lambda x: apart(product(x))
+
+
+def reduced_with(site: Site, known: Sequence[torch.Tensor | None]) -> _Product | None:
+    """:func:`reduced_product` by joined rows that are known."""
+    w = known[1]
+    if w is None or w.dim() != 2:
+        return None
+    product, inner = matmul_with(w), w.shape[0]
+    return lambda x: product(_rows(x, inner))
+
+
+@kernel("MatMulColumns", replicated=True, prepare=columns_with)
 def matmul_columns(site: Site, lead: int) -> Callable[..., torch.Tensor]:
     """x (m, k) times joined columns -> (r, m, c)."""
     split = columns_apart(site)
     return lambda x, w: split(columns_product(x, w))
 
 
-@kernel("MatMulReduced", replicated=True)
+@kernel("MatMulReduced", replicated=True, prepare=reduced_with)
 def matmul_reduced(site: Site, lead: int) -> Callable[..., torch.Tensor]:
     """See :func:`reduced_product`."""
     return reduced_product
@@ -67,14 +87,19 @@ def columns_apart(site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda y: y.as_strided(shape, strides)
 
 
+def _rows(x: torch.Tensor, inner: int) -> torch.Tensor:
+    """(r, m, k) as (m, r·k), a view if there can be one."""
+    _, rows, columns = x.shape
+    next_shard, next_row, next_column = x.stride()
+    if next_shard == columns * next_column:
+        return x.as_strided((rows, inner), (next_row, next_column))
+    return x.permute(1, 0, 2).reshape(-1, inner)
+
+
 def reduced_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Sum over r of x (r, m, k) times w, joined rows or shards (r, k, n) -> (m, n)."""
     if w.dim() == 2:
-        if x.stride(0) == x.shape[2] * x.stride(2):
-            rows = x.as_strided((x.shape[1], w.shape[0]), x.stride()[1:])
-        else:
-            rows = x.permute(1, 0, 2).reshape(-1, w.shape[0])
-        return matmul_2d(rows, w)
+        return matmul_2d(_rows(x, w.shape[0]), w)
     total = matmul_2d(x[0], w[0])
     for replica in range(1, len(w)):
         total += matmul_2d(x[replica], w[replica])

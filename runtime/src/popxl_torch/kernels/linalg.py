@@ -22,7 +22,7 @@ from popxl_torch.ir.errors import popart_exception
 from popxl_torch.ir.records import Spec
 from popxl_torch.kernels.float8 import FLOAT8, scaled_product
 from popxl_torch.kernels.native import native
-from popxl_torch.kernels.quantised import QuantisedTensor, product
+from popxl_torch.kernels.quantised import QuantisedTensor, product_with
 from popxl_torch.kernels.registry import Site, kernel
 
 TILE_COLUMNS = 512
@@ -71,7 +71,7 @@ def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         (m, n); float32 on CPUs if an input is half, else torch's own dtype.
     """
     if isinstance(w, QuantisedTensor):
-        return product(x, w, matmul_2d)
+        return product_with(w, matmul_2d)(x)
     if x.dtype == w.dtype == torch.float32:
         return torch.mm(x, w)
     rows = x.shape[0]
@@ -81,6 +81,15 @@ def matmul_2d(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     if x.is_cuda:
         return torch.mm(*_same_dtype(x, w))
     return torch.mm(_widened(x), _widened(w))
+
+
+def matmul_with(w: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """:func:`matmul_2d` with a matrix that is known, as a function of ``x``."""
+    if isinstance(w, QuantisedTensor):
+        return product_with(w, matmul_2d)
+    if w.dtype != torch.float32:
+        return lambda x: matmul_2d(x, w)
+    return lambda x: torch.mm(x, w) if x.dtype == torch.float32 else matmul_2d(x, w)
 
 
 def _widened(t: torch.Tensor) -> torch.Tensor:

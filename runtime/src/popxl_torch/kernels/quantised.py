@@ -202,27 +202,30 @@ def _dequantised(codes: torch.Tensor, scales: torch.Tensor, format: str) -> torc
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def product(x: torch.Tensor, w: QuantisedTensor, multiply: Product) -> torch.Tensor:
-    """``x @ w``.
+def product_with(w: QuantisedTensor, multiply: Product) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function ``x -> x @ w``.
 
     Args:
-        x: (m, k).
         w: (k, n).
         multiply: the product with a half-precision matrix.
 
     Returns:
-        (m, n); float32 on CPUs.
+        A function from (m, k) to (m, n), float32 on CPUs.
     """
     block = w.rows()
     if block is None:
-        return multiply(x, w.numbers())
+        return lambda x: multiply(x, w.numbers())
     codes, scales = block
-    library = native() if x.device.type == "cpu" else None
-    if library is not None and x.shape[0] <= DOT_ROWS:
-        x = x.float()
-        x = x if x.stride(1) == 1 else x.contiguous()
-        return dot(library, x, codes, scales)
-    return _by_tiles(x, codes, scales, w.format, multiply)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        library = native() if x.device.type == "cpu" else None
+        if library is not None and x.shape[0] <= DOT_ROWS:
+            x = x.float()
+            x = x if x.stride(1) == 1 else x.contiguous()
+            return dot(library, x, codes, scales)
+        return _by_tiles(x, codes, scales, w.format, multiply)
+
+    return run
 
 
 def _by_tiles(

@@ -15,6 +15,12 @@ What the binder does around the function, so that kernels stay short:
 - a ``replicated=True`` kernel gets tensors as stored, with the replica axis where
   ``site.varying_ins`` says so, and handles the axis itself (collectives, joined shards).
 
+A kernel may offer ``prepare`` besides: ``prepare(site, known)`` is called when a plan is bound,
+with the inputs that are known by then, weights above all, and None for the others. It returns a
+function of the others alone that gives the same bits, or None to leave it to the factory's. Inputs
+come as stored, as to a ``replicated`` kernel. What is known may be read and viewed, not copied:
+weights may be written between runs. In a loop it is called for each iteration.
+
 Storage: uint16 is held as int32, uint32 and uint64 as int64, float8 as uint8 codes.
 """
 
@@ -42,6 +48,7 @@ class Site:
 
 
 Factory = Callable[[Site, int], Callable[..., Any]]
+Prepare = Callable[[Site, Sequence[Any]], Callable[..., Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class KernelEntry:
     batched: bool = True
     raw: bool = False
     replicated: bool = False
+    prepare: Prepare | None = None
 
 
 _TABLE: dict[str, KernelEntry] = {}
@@ -64,6 +72,7 @@ def kernel(
     batched: bool = True,
     raw: bool = False,
     replicated: bool = False,
+    prepare: Prepare | None = None,
 ) -> Callable[[Factory], Factory]:
     """Register a factory for op kinds; a kind may be registered once."""
 
@@ -71,7 +80,7 @@ def kernel(
         for kind in kinds:
             if kind in _TABLE:
                 raise ValueError(f"kernel {kind} is registered twice")
-            _TABLE[kind] = KernelEntry(factory, broadcast, batched, raw, replicated)
+            _TABLE[kind] = KernelEntry(factory, broadcast, batched, raw, replicated, prepare)
         return factory
 
     return register
