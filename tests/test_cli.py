@@ -431,34 +431,35 @@ def test_answers_are_printed_in_order_as_they_come(
     assert lines == ["prompt:    a", *answers, "prompt:    b", *answers]
 
 
-def test_an_interrupted_run_keeps_its_text(picture: Path, tmp_path: Path) -> None:
-    """In a process of its own, interrupted when text begins to appear."""
+@pytest.mark.usefixtures("_cache")
+def test_an_interrupted_run_keeps_its_text(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Ctrl-C comes when some of the text has been written."""
+    write, written = sys.stdout.write, []
+
+    def interrupted_write(text: str) -> int:
+        count = write(text)
+        written.append(text)
+        if len("".join(written)) >= len("prompt:    A\ngenerated: ") + 10:
+            monkeypatch.setattr(sys.stdout, "write", write)
+            signal.raise_signal(signal.SIGINT)
+        return count
+
+    monkeypatch.setattr(sys.stdout, "write", interrupted_write)
     files = {name: tmp_path / name for name in ("logits.npy", "tokens.json")}
     argv = ["--image", str(picture), "--prompt", "A", "--log_level", "WARNING"]
-    argv += ["--sequence_length", "1000", "--max_out_tokens", "900", "--min_out_tokens", "900"]
+    argv += ["--max_out_tokens", "40", "--min_out_tokens", "40"]
     argv += ["--dump_logits", str(files["logits.npy"]), "--dump_tokens", str(files["tokens.json"])]
-    with subprocess.Popen(
-        [sys.executable, "run_inference.py", *argv],
-        cwd=ROOT,
-        env=os.environ | {"DATASETS_DIR": str(tmp_path), "PYTHONIOENCODING": "utf-8:replace"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-    ) as process:
-        assert process.stdout is not None
-        begin = b""
-        while len(begin) < len("prompt:    A\ngenerated: ") + 10:
-            begin += process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == b""
-    assert b"decode/decoder" in rest
+    assert run_inference.main(argv) == 130
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert "decode/decoder" in output
     tokens = json.loads(files["tokens.json"].read_text())
-    assert 0 < len(tokens["generated_ids"]) < 900
+    assert 0 < len(tokens["generated_ids"]) < 40
     assert np.load(files["logits.npy"]).shape == (len(tokens["generated_ids"]), 512)
     text = load_tokenizer(SMALL_TOKENIZER).decode(tokens["generated_ids"])
-    printed = (begin + rest).decode().split("generated: ")[1].split("\n\nphase")[0]
+    printed = output.split("generated: ")[1].split("\n\nphase")[0]
     # What was chosen last may be half a character, which is not shown yet.
     assert text.startswith(printed)
     assert len(text) - len(printed) <= 1
