@@ -16,6 +16,7 @@ import popxl_addons as addons
 
 from config.config import MagmaConfig
 from config.parsing import parse_config
+from execution.engine import EngineOptions
 from execution.runs import image_host, words_host
 from execution.sessions import build_session
 from execution.weights import load_weights
@@ -50,7 +51,7 @@ def inference(
     Raises:
         UserError: The configuration does not fit together, or there is no such scheme.
     """
-    return build_session(config, scheme, trace)
+    return build_session(config, scheme, EngineOptions(trace=trace))
 
 
 def random_inputs(session: addons.TaskSession, config: MagmaConfig) -> dict:

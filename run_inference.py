@@ -29,10 +29,12 @@ from execution.command import (
     generation_options,
     score_lines,
 )
+from execution.engine import EngineOptions, check_budget
 from execution.magma import RANDOM_PRESET, Magma, checkpoint_of
 from execution.options import Options, resolve
 from execution.prompts import check_length
-from execution.report import phase_table
+from execution.report import memory_table, phase_table
+from execution.sessions import planned_memory
 from utils.checkpoint_sources import RELEASE_PRESET
 from utils.errors import UserError
 from utils.files import require_writable
@@ -71,6 +73,9 @@ examples:
       goes with every --image
   python run_inference.py --image a.jpg --image b.jpg --prompt "{image} A dog. {image} A"
       pictures where the prompt says so, in order
+  python run_inference.py --checkpoint folder --weights read --device_memory 2GiB
+      in 2 GiB of memory: weights that do not fit are read from the model folder for each token;
+      with --plan_only what is kept where, without weights
   python run_inference.py --no_image --prompt "The capital of France is"
       text alone
   python run_inference.py --image a.jpg --prompt "Is this a cat? A:" --score " yes" --score " no"
@@ -169,6 +174,12 @@ def _run(argv: Sequence[str]) -> None:
     how = generation_options(options, config.batch, config.seed)
     resolve(how, None, config.seed)
     setup_logging(check_level(options.log_level))
+    engine = EngineOptions(
+        device_memory=check_budget(options.device_memory), weights=options.weights
+    )
+    if options.plan_only:
+        print(planned_memory(config, options.scheme, engine))
+        return
     for path in (options.dump_logits, options.dump_tokens):
         if path is not None:
             require_writable(path)
@@ -183,6 +194,8 @@ def _run(argv: Sequence[str]) -> None:
             checkpoint or checkpoint_of(options.config, config),
             scheme=options.scheme,
             trace=Path(folder),
+            device_memory=engine.device_memory,
+            weights=engine.weights,
         )
         with magma:
             _answer(magma, prompts, how, options, Path(folder))
@@ -204,8 +217,11 @@ def _answer(magma: Magma, prompts: list, how: Options, options: Namespace, folde
         # Printed first: a file that cannot be written must not cost the answer.
         Printer(labels, stream, options.logprobs is not None).run()
     finally:
-        for trace in sorted(folder.glob("*.json")) or [None]:
+        for trace in sorted(folder.glob("batch_*.json")) or [None]:
             print(f"\n{phase_table(trace)}")
+        if options.device_memory or options.weights:
+            for plan in sorted(folder.glob("memory_*.json")) or [None]:
+                print(f"\n{memory_table(plan)}")
         dump(options, stream.answers, magma.config.transformer.embedding.vocab_size)
 
 

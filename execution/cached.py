@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import popxl
@@ -27,6 +26,7 @@ from config.config import MagmaConfig
 from execution.branches import choose
 from execution.buckets import prompt_buckets, read_buckets, score_buckets
 from execution.cache import CachedBlock, KeptRows, KeyValueCache, PromptBlock, SharedBlock
+from execution.engine import ENGINE_CHOICE, EngineOptions
 from execution.phases import (
     EMBEDDING_KEYS,
     HEAD_KEYS,
@@ -69,7 +69,7 @@ class RunKind(IntEnum):
 
 
 def build_cached_program(
-    config: MagmaConfig, trace: Path | None = None, device: str | None = None
+    config: MagmaConfig, engine: EngineOptions = ENGINE_CHOICE
 ) -> addons.TaskSession:
     """Builds the cached scheme of a configuration and compiles it.
 
@@ -95,8 +95,7 @@ def build_cached_program(
 
     Args:
         config: A validated configuration.
-        trace: See :func:`execution.program.build_program`.
-        device: See :func:`execution.program.build_program`.
+        engine: How it is run.
 
     Returns:
         A session with these inputs, the outputs ``logits`` (b, v/r), ``log_probs`` (b, w) float32
@@ -106,7 +105,7 @@ def build_cached_program(
     Raises:
         UserError: A distributed launch has another number of replicas than the configuration.
     """
-    ir = create_ir(config, trace, device)
+    ir = create_ir(config, engine)
     with ir.main_graph, popxl.in_sequence():
         program = _CachedProgram(config)
         variables: dict[str | int, popxl.Tensor] = {}

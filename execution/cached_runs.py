@@ -10,6 +10,7 @@ from config.config import MagmaConfig
 from execution.buckets import bucket_of, prompt_buckets, score_buckets
 from execution.cache import kept_blocks
 from execution.cached import RunKind
+from execution.engine import memory_and_files
 from execution.kept import Blocks
 from execution.prompts import (
     Array,
@@ -268,7 +269,8 @@ class CachedRuns:
     def _run(self, kind: RunKind, length: int, start: int = 0, result: str = "logits") -> Array:
         self._host["kind"][...], self._host["length"][...] = kind, length
         self._host["start"][0] = start
-        return self._session.run(self._feeds)[getattr(self._session.outputs, result)]
+        with memory_and_files():
+            return self._session.run(self._feeds)[getattr(self._session.outputs, result)]
 
     def _joined(self, logits: Array) -> Array:
         """(b, v) float32 of the replicas' columns."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from execution.answers import Answer, Piece, Stream
+from execution.engine import WEIGHTS
 from execution.magma import Score
 from execution.options import Options
 from execution.sessions import SCHEMES
@@ -51,6 +52,23 @@ def _add_model_options(parser: ArgumentParser) -> None:
         choices=sorted(SCHEMES),
         default="cached",
         help="cached keeps keys and values, recompute runs everything again for every token",
+    )
+    model.add_argument(
+        "--device_memory",
+        metavar="SIZE",
+        help="what may be taken of the device's memory (on a CPU: anonymous memory), such as 2GiB, "
+        "or auto for what is free (default: no limit)",
+    )
+    model.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="mapped: used where their files are mapped (default on a CPU); read: kept in memory "
+        "as far as --device_memory allows, the rest read from the files for each use",
+    )
+    model.add_argument(
+        "--plan_only",
+        action="store_true",
+        help="print what would be kept where, and end: no weights are needed",
     )
 
 

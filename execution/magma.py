@@ -19,6 +19,7 @@ from config.config import MagmaConfig, Precision
 from config.original import preset_or_original
 from config.parsing import load_preset, preset_names
 from execution.answers import Answer, Stream
+from execution.engine import EngineOptions, check_budget, check_weights
 from execution.inputs import ImageLike, Prepared, encode, pieces_of, prepare
 from execution.options import Options, resolve
 from execution.prompts import Array, Embedded, Prompt, check_continuations, check_length
@@ -96,6 +97,8 @@ class Magma:
         max_batch: int | None = None,
         scheme: str = "cached",
         trace: Path | None = None,
+        device_memory: str | int | None = None,
+        weights: str | None = None,
     ) -> Magma:
         """Opens a model.
 
@@ -113,7 +116,13 @@ class Magma:
                 the configuration's number if that is greater.
             scheme: "cached" keeps keys and values; "recompute" runs everything again for every
                 token.
-            trace: folder in which each program writes the time and bytes of its phases.
+            trace: folder in which each program writes the time and bytes of its phases, and what
+                it keeps where.
+            device_memory: what a program may take of the device's memory, on a CPU of anonymous
+                memory: bytes, or a text such as "2GiB" or "auto". By default there is no limit.
+            weights: "mapped" uses them where their files are mapped, on a CPU the default; "read"
+                keeps as much in memory as ``device_memory`` allows and reads the rest from the
+                files for each use.
 
         Raises:
             UserError: no such model, or values that do not fit together.
@@ -137,6 +146,8 @@ class Magma:
             device=device,
             max_batch=max_batch,
             trace=trace,
+            device_memory=device_memory,
+            weights=weights,
         )
 
     @classmethod
@@ -149,9 +160,16 @@ class Magma:
         device: object = None,
         max_batch: int | None = None,
         trace: Path | None = None,
+        device_memory: str | int | None = None,
+        weights: str | None = None,
     ) -> Magma:
         """A model of exactly this configuration; see :meth:`from_pretrained`."""
         config.validate()
+        engine = EngineOptions(
+            device=None if device is None else str(device),
+            device_memory=check_budget(device_memory),
+            weights=check_weights(weights),
+        )
         tensors = open_checkpoint(checkpoint, config)
         tokenizer = tokenizer_for(checkpoint, config.transformer.embedding.real_vocab_size)
         sessions = Sessions(
@@ -161,7 +179,7 @@ class Magma:
             tokenizer.eos_token_id,
             max_batch,
             trace,
-            None if device is None else str(device),
+            engine,
         )
         return cls(sessions, config, tokenizer)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-import popart
 import popdist
 import popxl
 import popxl_addons as addons
@@ -13,22 +11,18 @@ from popxl import ops
 from popxl_addons.patterns import apply_pre_alias_patterns
 
 from config.config import MagmaConfig
+from execution.engine import ENGINE_CHOICE, EngineOptions, memory_and_files
 from execution.phases import Phase, Phases, build_phases, call_phase
 from modelling.clip_resnet.stem import IMAGE_CHANNELS
 from utils.errors import UserError
 
 
-def build_program(
-    config: MagmaConfig, trace: Path | None = None, device: str | None = None
-) -> addons.TaskSession:
+def build_program(config: MagmaConfig, engine: EngineOptions = ENGINE_CHOICE) -> addons.TaskSession:
     """Builds the graphs of a configuration and compiles them.
 
     Args:
         config: A validated configuration.
-        trace: File to which the engine writes the time and bytes of each phase after every run,
-            where the engine is one that can.
-        device: Device of engines that have several, such as "cpu" and "cuda:0"; None for the
-            engine's choice.
+        engine: How it is run.
 
     Returns:
         A session with the inputs ``words`` (b·t,) int32 and ``image`` (b, 3, y, x), the output
@@ -39,7 +33,7 @@ def build_program(
         UserError: A distributed launch has another number of replicas than the configuration, or
             there is no device such as the environment asks for.
     """
-    ir = create_ir(config, trace, device)
+    ir = create_ir(config, engine)
     with ir.main_graph, popxl.in_sequence():
         phases = build_phases(config)
         inputs, outputs = _create_streams(config, phases)
@@ -50,19 +44,16 @@ def build_program(
     return create_session(ir, phases, inputs, outputs, variables)
 
 
-def create_ir(
-    config: MagmaConfig, trace: Path | None = None, device: str | None = None
-) -> popxl.Ir:
+def create_ir(config: MagmaConfig, engine: EngineOptions) -> popxl.Ir:
     """An Ir with as many replicas as a configuration asks for, and the options of its engine.
 
     Args:
         config: A validated configuration.
-        trace: See :func:`build_program`.
-        device: See :func:`build_program`.
+        engine: How it is run.
 
     Raises:
         UserError: A distributed launch has another number of replicas than the configuration, or
-            the engine has no choice of devices.
+            the engine lacks what is asked for.
     """
     r = config.tensor_parallel
     ir = popxl.Ir("popdist" if popdist.isPopdistEnvSet() else r)
@@ -71,7 +62,7 @@ def create_ir(
             f"the launcher started {ir.replication_factor} replicas, but tensor_parallel is {r}; "
             "make them equal"
         )
-    _set_options(ir, trace, device)
+    engine.apply(ir)
     return ir
 
 
@@ -100,35 +91,22 @@ def create_session(
         )
     apply_pre_alias_patterns(ir)
     try:
-        return addons.TaskSession(
-            inputs=inputs,
-            outputs=outputs,
-            state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(dict(variables))),
-            ir=ir,
-            device_desc="ipu_hw",
-            # Weights are never changed on the device.
-            weights_to_host_on_exit=False,
-        )
+        with memory_and_files():
+            return addons.TaskSession(
+                inputs=inputs,
+                outputs=outputs,
+                state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(dict(variables))),
+                ir=ir,
+                device_desc="ipu_hw",
+                # Weights are never changed on the device.
+                weights_to_host_on_exit=False,
+            )
     except (RuntimeError, ValueError) as error:
         # Engines raise these where the environment asks for a device or a setting they lack.
         raise UserError(
             f"the program cannot be made for this machine: {error} (the argument device, else the "
             "environment variable POPXL_DEVICE, chooses the device; POPXL_TORCH_* the engine)"
         ) from error
-
-
-def _set_options(ir: popxl.Ir, trace: Path | None, device: str | None) -> None:
-    """Options that only our own engine knows; others would stumble over them."""
-    if "popxl-torch" not in popart.versionString():
-        if device is not None:
-            raise UserError(f"device is {device!r}, but this PopXL runs on IPUs only; leave it out")
-        return
-    options = ir._pb_ir.getSessionOptions().engineOptions
-    options["popxl_torch.arithmetic"] = "fast"
-    if trace is not None:
-        options["popxl_torch.trace"] = str(trace)
-    if device is not None:
-        options["popxl_torch.device"] = device
 
 
 def _create_streams(

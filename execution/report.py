@@ -1,14 +1,21 @@
-"""The table of the phases that ran, from the trace that an engine may write."""
+"""Tables of the phases that ran and of the memory they take, from what an engine may write."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _UNNAMED = "between phases"
+_NO_PLAN = "no table of memory: this engine writes no plan"
+_PLAN_COLUMNS = (
+    *("slabs", "bytes", "mapped_bytes"),
+    *("resident_slabs", "resident_bytes", "streamed_slabs", "streamed_bytes"),
+)
 _NO_TRACE = "no table of phases: this engine writes no trace"
 _log = logging.getLogger(__name__)
 
@@ -74,7 +81,62 @@ def phase_table(path: Path | None) -> str:
         (row.name, f"{row.runs:,}", human(row.loaded_bytes), f"{row.loaded_bytes:,}", _ms(row.ms))
         for row in [*rows, total]
     ]
-    widths = [max(len(line[column]) for line in cells) for column in range(5)]
+    head, rule, *lines = _aligned(cells)
+    return "\n".join([head, rule, *lines[:-1], rule, lines[-1]])
+
+
+def memory_table(path: Path | None) -> str:
+    """What is kept where, as text: for each phase its weights, then all that takes memory.
+
+    Args:
+        path: the engine's memory plan; None or a missing file gives a line that says so.
+    """
+    if path is None or not path.is_file():
+        return _NO_PLAN
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        return "\n".join([*_phase_lines(plan["phases"]), "", *_memory_lines(plan)])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s: not a memory plan of a known form: %r", path, error)
+        return _NO_PLAN
+
+
+def _phase_lines(phases: Sequence[Mapping[str, Any]]) -> list[str]:
+    cells: list[tuple[str, ...]] = [("weights", "parts", "all", "resident", "streamed", "mapped")]
+    sums = {key: sum(phase[key] for phase in phases) for key in _PLAN_COLUMNS}
+    for phase in [*phases, {"name": "total"} | sums]:
+        kinds = [
+            f"{phase[f'{kind}_slabs']} = {human(phase[f'{kind}_bytes'])}"
+            if phase[f"{kind}_slabs"]
+            else "-"
+            for kind in ("resident", "streamed")
+        ]
+        mapped = human(phase["mapped_bytes"]) if phase["mapped_bytes"] else "-"
+        row = (phase["name"] or _UNNAMED, str(phase["slabs"]), human(phase["bytes"]))
+        cells.append((*row, *kinds, mapped))
+    return _aligned(cells)
+
+
+def _memory_lines(plan: Mapping[str, Any]) -> list[str]:
+    resident = sum(phase["resident_bytes"] for phase in plan["phases"])
+    rows = [
+        ("resident weights", resident),
+        (f"buffers ({plan['slots']} slots)", plan["slots"] * plan["slot_bytes"]),
+        ("keys, values, pictures", plan["stored_bytes"]),
+        ("activations", plan["activation_bytes"]),
+        ("scratch", plan["scratch_bytes"]),
+        ("process", plan["process_bytes"]),
+        ("peak", plan["peak_bytes"]),
+    ]
+    budget = plan["budget_bytes"]
+    cells = [("memory", "bytes", ""), *((name, f"{n:,}", human(n)) for name, n in rows)]
+    limit = f"{budget:,}" if budget else "none"
+    return _aligned([*cells, ("budget", limit, human(budget) if budget else "")])
+
+
+def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns of equal width, the first to the left, with a rule below the first line."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(
             [line[0].ljust(widths[0])]
@@ -82,8 +144,7 @@ def phase_table(path: Path | None) -> str:
         )
         for line in cells
     ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
 def human(num_bytes: int) -> str:

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from config.config import MagmaConfig
+from execution.engine import memory_and_files
 from execution.prompts import Array, Ids, Picture, Prompt, images_host, text_of
 from utils.errors import UserError
 
@@ -187,7 +188,8 @@ class RecomputeRuns:
     def _logits(self) -> Array:
         inputs = self._session.inputs
         words = words_host(self._config, self._ids)
-        outputs = self._session.run({inputs.words: words, inputs.image: self._image_host})
+        with memory_and_files():
+            outputs = self._session.run({inputs.words: words, inputs.image: self._image_host})
         logits = outputs[self._session.outputs.logits]
         rows = enumerate(self._lengths)
         return np.stack([next_logits(self._config, logits, row, n) for row, n in rows])

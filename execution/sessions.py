@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import popxl_addons as addons
 
 from config.config import MagmaConfig
 from execution.cached import build_cached_program
+from execution.engine import ENGINE_CHOICE, EngineOptions, memory_and_files
 from execution.program import build_program
+from execution.report import memory_table
 from execution.runs import MagmaSession, Runs, runs_of
 from execution.weights import load_weights
 from utils.errors import UserError
@@ -38,22 +41,34 @@ def check_scheme(scheme: str) -> None:
 
 
 def build_session(
-    config: MagmaConfig, scheme: str, trace: Path | None = None, device: str | None = None
+    config: MagmaConfig, scheme: str, engine: EngineOptions = ENGINE_CHOICE
 ) -> addons.TaskSession:
     """A session of a configuration; its variables have no values yet.
 
     Args:
         config: what to build; read, never written to.
         scheme: one of SCHEMES.
-        trace: see :func:`execution.program.build_program`.
-        device: see :func:`execution.program.build_program`.
+        engine: how it is run.
 
     Raises:
-        UserError: the configuration does not fit together, there is no such scheme or device.
+        UserError: the configuration does not fit together, there is no such scheme or device, or
+            the budget of a plan alone is too small.
     """
     config.validate()
     check_scheme(scheme)
-    return SCHEMES[scheme](config, trace, device)
+    return SCHEMES[scheme](config, engine)
+
+
+def planned_memory(config: MagmaConfig, scheme: str, engine: EngineOptions) -> str:
+    """The table of what a session would keep where, made without weights.
+
+    Raises:
+        UserError: see :func:`build_session`.
+    """
+    with tempfile.TemporaryDirectory(prefix="magma-") as folder:
+        path = Path(folder) / "memory.json"
+        build_session(config, scheme, replace(engine, memory_plan=path, plan_only=True))
+        return memory_table(path)
 
 
 def with_batch(config: MagmaConfig, batch: int) -> MagmaConfig:
@@ -112,7 +127,7 @@ class Sessions:
         pad_id: int,
         largest: int | None = None,
         trace: Path | None = None,
-        device: str | None = None,
+        engine: EngineOptions = ENGINE_CHOICE,
     ) -> None:
         """Builds nothing yet.
 
@@ -122,8 +137,9 @@ class Sessions:
             scheme: one of SCHEMES.
             pad_id: id that fills unused positions.
             largest: sequences of a session at most.
-            trace: folder in which each session writes the time and bytes of its phases.
-            device: see :func:`execution.program.build_program`.
+            trace: folder in which each session writes the time and bytes of its phases,
+                ``batch_N.json``, and what it keeps where, ``memory_N.json``.
+            engine: how they are run.
 
         Raises:
             UserError: no such scheme, or no room for a sequence.
@@ -134,7 +150,9 @@ class Sessions:
         if self.largest < 1:
             raise UserError(f"max_batch is {largest}; it must be 1 or greater")
         self._weights, self._scheme, self._pad_id = weights, scheme, pad_id
-        self._trace, self._device = trace, device
+        self._trace, self._engine = trace, engine
+        # Sessions would have to share a budget.
+        self._most = MOST_SESSIONS if engine.device_memory is engine.weights is None else 1
         self._open: dict[int, OpenSession] = {}
 
     def with_room(self, sequences: int) -> OpenSession:
@@ -149,13 +167,17 @@ class Sessions:
         return opened
 
     def _build(self, batch: int) -> OpenSession:
-        while len(self._open) >= MOST_SESSIONS:
+        while len(self._open) >= self._most:
             _leave(self._open.pop(next(iter(self._open))))
         config = with_batch(self.config, batch)
-        trace = self._trace and self._trace / f"batch_{batch}.json"
-        session = build_session(config, self._scheme, trace, self._device)
+        engine = self._engine
+        if self._trace is not None:
+            trace, plan = (self._trace / f"{name}_{batch}.json" for name in ("batch", "memory"))
+            engine = replace(engine, trace=trace, memory_plan=plan)
+        session = build_session(config, self._scheme, engine)
         load_weights(session, self._weights)
-        session.__enter__()
+        with memory_and_files():
+            session.__enter__()
         return OpenSession(session, config, runs_of(session, config, self._pad_id))
 
     def close(self) -> None:

@@ -25,9 +25,10 @@ HANDLES = {"popxl.Ir._pb_ir": {"getSessionOptions": "SessionOptions"}}
 
 # What applications use of the two thin packages, which have no list, and of the session's options.
 THIN = {
-    *("popart.DeviceInfo", "popart.versionString"),
+    *("popart.DeviceInfo", "popart.session.OutOfMemoryException", "popart.versionString"),
     *("popdist.getInstanceIndex", "popdist.getNumInstances", "popdist.isPopdistEnvSet"),
 }
+THIN_MODULES = {"popart.session"}
 SESSION_OPTIONS = {"enableStochasticRounding", "engineOptions", "numIOTiles", "partialsTypeMatMuls"}
 
 # Answers of these are instances of the class named by their own annotation; a type variable is not.
@@ -82,7 +83,8 @@ class ApiIndex:
         """What `module.attribute` is; None if the lists do not have it."""
         full = f"{module}.{attribute}"
         exported = self.exports.get(module, {}).get(attribute, "")
-        if exported == f"module:{full}" or (full in self.modules and not exported):
+        is_module = full in self.modules or full in THIN_MODULES
+        if exported == f"module:{full}" or (is_module and not exported):
             return Known("module", full)
         if full in THIN or exported.startswith("constant:"):
             return Known("symbol", full)

@@ -72,7 +72,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, _cache: None) -> list[Any]:
     tokenizer = load_tokenizer(SMALL_TOKENIZER)
     tokens = [*tokenizer.encode(" a b"), tokenizer.eos_token_id]
 
-    def build_session(config: MagmaConfig, scheme: str, trace: Path, device: object) -> FakeSession:
+    def build_session(config: MagmaConfig, scheme: str, engine: object) -> FakeSession:
         calls.append((config, scheme))
         return FakeSession(config, tokens)
 

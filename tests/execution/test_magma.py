@@ -15,6 +15,7 @@ from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor
 
 from config.parsing import load_preset
 from execution import sessions
+from execution.engine import EngineOptions
 from execution.magma import Answer, ImageInput, Magma
 from execution.report import read_trace
 from tests.reference.magma import ReferenceMagma
@@ -60,9 +61,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
     build, load = sessions.build_session, sessions.load_weights
 
-    def building(config: Any, scheme: str, trace: Any, device: Any) -> Any:
-        seen.append({"batch": config.batch, "scheme": scheme, "device": device})
-        return build(config, scheme, trace, device)
+    def building(config: Any, scheme: str, engine: EngineOptions) -> Any:
+        seen.append({"batch": config.batch, "scheme": scheme, "device": engine.device})
+        return build(config, scheme, engine)
 
     def loading(session: Any, weights: Any) -> None:
         seen[-1]["weights"] = weights

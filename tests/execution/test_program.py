@@ -11,6 +11,7 @@ import popart
 import popdist
 import pytest
 
+from execution.engine import EngineOptions
 from execution.program import build_program
 from execution.weights import load_weights
 from inference import random_inputs
@@ -22,7 +23,7 @@ from utils.random_tensors import RandomTensors
 
 def loaded(config, trace: Path | None = None):
     """A session with weights."""
-    session = build_program(config, trace)
+    session = build_program(config, EngineOptions(trace=trace))
     load_weights(session, model_weights(config, RandomTensors(config)))
     return session
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from execution.report import human, phase_table, read_trace
+from execution.report import human, memory_table, phase_table, read_trace
 
 TRACE = {
     "version": 1,
@@ -59,3 +59,43 @@ def test_a_trace_of_another_form_is_none(content: object, tmp_path: Path) -> Non
 )
 def test_human(num_bytes: int, text: str) -> None:
     assert human(num_bytes) == text
+
+
+PLAN = {
+    "version": 1,
+    "device": "cpu",
+    "weights": "read",
+    "budget_bytes": 2 << 30,
+    "phases": [
+        {"name": "embedding", "slabs": 1, "bytes": 2048, "resident_slabs": 0, "resident_bytes": 0,
+         "streamed_slabs": 0, "streamed_bytes": 0, "mapped_bytes": 2048},
+        {"name": "decoder", "slabs": 28, "bytes": 28 << 20, "resident_slabs": 1,
+         "resident_bytes": 1 << 20, "streamed_slabs": 27, "streamed_bytes": 27 << 20,
+         "mapped_bytes": 0},
+    ],
+    "slots": 2, "slot_bytes": 1 << 20, "process_bytes": 5, "activation_bytes": 6,
+    "stored_bytes": 7, "scratch_bytes": 8, "peak_bytes": (3 << 20) + 26,
+}  # fmt: skip
+
+
+def test_table_of_a_memory_plan(tmp_path: Path) -> None:
+    table = memory_table(_write(tmp_path / "plan.json", PLAN))
+    rows = {line.split("  ")[0]: line.split() for line in table.split("\n") if line}
+    assert rows["embedding"][1:] == ["1", "2.00", "KiB", "-", "-", "2.00", "KiB"]
+    resident, streamed = ["1", "=", "1.00", "MiB"], ["27", "=", "27.00", "MiB"]
+    assert rows["decoder"][1:] == ["28", "28.00", "MiB", *resident, *streamed, "-"]
+    assert rows["total"][1:] == ["29", "28.00", "MiB", *resident, *streamed, "2.00", "KiB"]
+    assert rows["buffers (2 slots)"][-3] == "2,097,152"
+    assert rows["peak"][1:] == ["3,145,754", "3.00", "MiB"]
+    assert rows["budget"][1:] == ["2,147,483,648", "2.00", "GiB"]
+    without = memory_table(_write(tmp_path / "plan.json", PLAN | {"budget_bytes": 0}))
+    assert without.split("\n")[-1].split() == ["budget", "none"]
+
+
+@pytest.mark.parametrize("content", [None, [], {}, {"phases": [{"name": "x"}]}])
+def test_no_memory_plan_is_said(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "missing.json"
+    if content is not None:
+        _write(path, content)
+    assert "no plan" in memory_table(path)
+    assert "no plan" in memory_table(None)

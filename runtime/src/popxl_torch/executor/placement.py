@@ -5,15 +5,17 @@
                  "resident_slabs": int, "resident_bytes": int,
                  "streamed_slabs": int, "streamed_bytes": int, "mapped_bytes": int}],
      "slots": int, "slot_bytes": int,
-     "process_bytes": int, "activation_bytes": int, "stored_bytes": int, "peak_bytes": int}
+     "process_bytes": int, "activation_bytes": int, "stored_bytes": int, "scratch_bytes": int,
+     "peak_bytes": int}
 
 A budget of 0 is none. Phases are name scopes, in the order in which their weights are loaded first.
 ``resident`` weights are in the session's own memory throughout, ``streamed`` ones pass through the
 slots, ``mapped`` ones are used where they lie, in files or in the host's arrays, and are in no
 budget: these are all weights that are mapped, tables of which only rows are read, and weights that
 are no files'. ``stored_bytes`` are the remote buffers that runs write, such as keys and values;
-``process_bytes`` what the process had before. ``peak_bytes`` is all that is in the device's memory
-at a time.
+``process_bytes`` what the process had before; ``scratch_bytes`` what is set aside for all that
+cannot be planned: workspaces of kernels, plans. ``peak_bytes`` is all that is in the device's
+memory at a time.
 """
 
 from __future__ import annotations
@@ -104,6 +106,7 @@ class Placer:
             anonymous_bytes(),
             self.planner.activation_bytes(varying),
             stored_bytes(self.remote.stored, self.remote.backend.replicas),
+            SCRATCH_BYTES,
         )
         residency = plan(slabs, fixed, self.settings)
         if self.settings.memory_plan:
@@ -113,6 +116,10 @@ class Placer:
         return residency
 
 
+SCRATCH_BYTES = 96 << 20
+"""Twice what a model of 6 billion parameters was seen to take."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fixed:
     """Bytes that a session needs besides weights: see the file's format."""
@@ -120,6 +127,7 @@ class Fixed:
     process: int
     activations: int
     stored: int
+    scratch: int
 
 
 def variable_bytes(variables: Iterable[Value], replicas: int) -> dict[Entry, int]:
@@ -192,6 +200,7 @@ def plan(slabs: Sequence[Slab], fixed: Fixed, settings: Settings) -> Residency:
         "the process": fixed.process,
         "activations": fixed.activations,
         "stored buffers": fixed.stored,
+        "scratch": fixed.scratch,
     }
     try:
         return plan_residency(slabs, needs, budget_of(settings, fixed.process), settings.prefetch)
@@ -266,6 +275,7 @@ def report(
         "process_bytes": fixed.process,
         "activation_bytes": fixed.activations,
         "stored_bytes": fixed.stored,
+        "scratch_bytes": fixed.scratch,
         "peak_bytes": residency.peak_bytes,
     }
 

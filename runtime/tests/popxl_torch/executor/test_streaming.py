@@ -21,12 +21,13 @@ from popxl_torch.executor import placement
 SIDE = 64
 LAYERS = 6
 SLAB = 2 * SIDE * SIDE * 4
-PROCESS = 1_000_000
+PROCESS, SCRATCH = 1_000_000, 1_000
 
 
 @pytest.fixture(autouse=True)
 def known_process(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(placement, "anonymous_bytes", lambda: PROCESS)
+    monkeypatch.setattr(placement, "anonymous_bytes", lambda: PROCESS - SCRATCH)
+    monkeypatch.setattr(placement, "SCRATCH_BYTES", SCRATCH)
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def _budget(slabs: float, path: Path) -> int:
     """Bytes for so many slabs besides what is needed anyway."""
     with opened(path, weights="read", memory_plan=path.with_suffix(".json")):
         plan = json.loads(path.with_suffix(".json").read_text())
-    return plan["process_bytes"] + plan["activation_bytes"] + int(slabs * SLAB)
+    return PROCESS + plan["activation_bytes"] + int(slabs * SLAB)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
@@ -183,7 +184,7 @@ def test_the_plan_is_written_as_it_is_documented(path: Path, tmp_path: Path):
     assert layers["bytes"] == layers["resident_bytes"] + layers["streamed_bytes"] == 6 * SLAB
     assert (plan["slots"], plan["slot_bytes"]) == (2, SLAB)
     assert plan["peak_bytes"] == budget == plan["budget_bytes"]
-    assert plan["process_bytes"] == PROCESS
+    assert (plan["process_bytes"], plan["scratch_bytes"]) == (PROCESS - SCRATCH, SCRATCH)
 
 
 def test_the_null_backend_plans_without_weights(path: Path, tmp_path: Path):

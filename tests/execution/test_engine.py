@@ -1,0 +1,109 @@
+"""Options of our engine, and what they change: memory and files, never a logit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import popart
+import pytest
+
+import run_inference
+from execution.engine import EngineOptions, check_budget
+from execution.magma import Magma
+from execution.program import build_program
+from tests.small_configs import small_config
+from tests.small_sessions import SIZES
+from utils.checkpoint import open_checkpoint
+from utils.checkpoint_writer import write_random_checkpoint
+from utils.errors import UserError
+from utils.model_folder_rows import Storage
+from utils.model_folder_writer import write_model_folder
+
+
+def _folder(tmp_path: Path, storage: str, tensor_parallel: int = 1) -> Path:
+    config = small_config(tensor_parallel, "float16", hidden_size=256, rotary_dim=8, **SIZES)
+    write_random_checkpoint(tmp_path / "model.pt", config, seed=3, dtype="float16")
+    parts = ("blocks", "adapters", "head") if storage != "float16" else ()
+    folder = tmp_path / "folder"
+    write_model_folder(
+        open_checkpoint(tmp_path / "model.pt", config), config, folder, Storage(storage, parts)
+    )
+    return folder
+
+
+def _logits(folder: Path, plan: Path | None = None, **options: object) -> np.ndarray:
+    magma = Magma.from_pretrained(folder, max_batch=2, trace=plan, **options)
+    with magma:
+        answers = magma.generate(
+            np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8),
+            ["A", "BC"],
+            temperature=0,
+            max_new_tokens=3,
+            min_new_tokens=3,
+            output_logits=True,
+        )
+    return np.stack([answer.logits for answer in answers])
+
+
+@pytest.mark.parametrize("storage", ["float16", "int8", "int4"])
+def test_a_model_within_a_budget_gives_the_same_bits(tmp_path: Path, storage: str):
+    folder = _folder(tmp_path, storage)
+    expected = _logits(folder)
+    np.testing.assert_array_equal(_logits(folder, weights="read"), expected)
+
+
+def test_a_budget_is_kept_or_refused_with_what_is_needed(tmp_path: Path):
+    folder = _folder(tmp_path, "float16")
+    with pytest.raises(UserError, match=r"at least [\d,]+ are needed"):
+        _logits(folder, weights="read", device_memory="1MiB")
+    with pytest.raises(UserError, match="not '2GX'"):
+        _logits(folder, device_memory="2GX")
+
+
+@pytest.mark.parametrize("budget", ["0", 0, "-1", -5])
+def test_a_budget_of_nothing_is_refused(budget: str | int):
+    with pytest.raises(UserError, match=r"such as 2GiB, or auto"):
+        check_budget(budget)
+
+
+def test_other_engines_have_no_such_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(popart, "versionString", lambda: "PopART 3.4.0")
+    build_program(small_config(), EngineOptions(trace=tmp_path / "trace.json"))
+    for option in ({"device_memory": "2GiB"}, {"weights": "read"}, {"device": "cpu"}):
+        with pytest.raises(UserError, match=f"{next(iter(option))} is .* IPUs only"):
+            build_program(small_config(), EngineOptions(**option))
+
+
+def test_weights_that_are_gone_are_one_line(tmp_path: Path):
+    folder = _folder(tmp_path, "float16")
+    magma = Magma.from_pretrained(folder, weights="read")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    with magma, pytest.raises(UserError, match=r"safetensors: cannot read the weights: No such"):
+        magma.generate(None, "A")
+
+
+def test_a_disk_that_fails_is_one_line_and_the_model_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    magma = Magma.from_pretrained(_folder(tmp_path, "float16"), weights="read", max_batch=1)
+    with magma:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", fail)
+            with pytest.raises(UserError, match=r"cannot read the weights: Input/output error"):
+                magma.generate(None, "A")
+        assert magma.generate(None, "A")[0].finish_reason
+
+
+def test_the_plan_needs_no_weights(capsys: pytest.CaptureFixture[str]):
+    argv = ["--config", "tiny", "--plan_only", "--weights", "read", "--device_memory", "4GiB"]
+    assert run_inference.main(argv) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("image_prefix", "lm_head", "activations", "4.00 GiB"))
+    assert run_inference.main([*argv[:-1], "1MiB"]) == 2
+    assert "are needed" in capsys.readouterr().err
