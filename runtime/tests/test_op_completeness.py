@@ -35,7 +35,6 @@ OF_PASSES = {
     "MatMulReduced",
     "RotarySplit",
     "SliceUpdate",
-    "Sum",
 }
 
 

@@ -68,16 +68,15 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class SessionOptions:
-    """A live set of options. Unknown names raise AttributeError, as under the SDK."""
+    """A live set of options.
+
+    Options that are not in the table can be set as well: they tune an IPU, and programs that set
+    them shall run. One that was never set raises AttributeError when it is read, as under the SDK.
+    """
 
     def __init__(self) -> None:
         for name, default in _DEFAULTS.items():
-            object.__setattr__(self, name, default() if isinstance(default, type) else default)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _DEFAULTS:
-            raise AttributeError(f"SessionOptions has no option {name!r}")
-        object.__setattr__(self, name, value)
+            setattr(self, name, default() if isinstance(default, type) else default)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"SessionOptions has no option {name!r}")

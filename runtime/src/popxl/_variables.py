@@ -106,7 +106,6 @@ def _new_variable(
     )
     tensor = _add_value(graph, name or "t", records.Spec(shape, dtype.name), "variable", data)
     assert isinstance(tensor, Variable)
-    tensor._grouping = grouping
     return tensor
 
 

@@ -20,6 +20,7 @@ class Graph:
     """The main graph or a sub-graph of an Ir. Made by ``Ir``, not by its constructor."""
 
     _record: records.Graph
+    _ir: Ir
     _by_ref_inputs: set[Tensor]
     _hooks: dict[int, Callable[[Any], Any]]
     _handles: Iterator[int]
@@ -28,9 +29,10 @@ class Graph:
         raise TypeError("Cannot create Graph instances; use ir.create_graph.")
 
     @classmethod
-    def _make(cls, record: records.Graph) -> Graph:
+    def _make(cls, record: records.Graph, ir: Ir) -> Graph:
         self = cls.__new__(cls)
         self._record = record
+        self._ir = ir
         self._by_ref_inputs = set()
         self._hooks = {}
         self._handles = itertools.count()
@@ -58,11 +60,7 @@ class Graph:
     @property
     def ir(self) -> Ir:
         """The owner."""
-        return self._record.program.frontend
-
-    @property
-    def _ir(self) -> Ir:
-        return self.ir
+        return self._ir
 
     @property
     def main_graph(self) -> Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, List, Literal, Tuple
@@ -31,7 +32,7 @@ class Ir:
         """``replication`` replicas; ``"popdist"`` takes the number from the launch environment."""
         self._program = records.Program(next(_IR_IDS))
         self._program.options = popart.SessionOptions()
-        self._program.frontend = self
+        self._program.owner = weakref.ref(self)
         self._program.graphs[""] = records.Graph("", self._program)
         self._tensors: dict[records.Value, Tensor] = {}
         self._graphs: dict[records.Graph, Graph] = {}
@@ -58,7 +59,7 @@ class Ir:
     def _graph(self, record: records.Graph) -> Graph:
         """The one Graph object of an IR record."""
         if record not in self._graphs:
-            self._graphs[record] = Graph._make(record)
+            self._graphs[record] = Graph._make(record, self)
         return self._graphs[record]
 
     @property

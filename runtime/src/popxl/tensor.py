@@ -144,7 +144,7 @@ class Tensor:
 
     @property
     def ir(self) -> Ir:
-        """The Ir that holds this tensor."""
+        """The Ir that holds this tensor; RuntimeError if nothing keeps it any more."""
         return self._value.graph.program.frontend
 
     @property
@@ -358,19 +358,17 @@ class Constant(Tensor):
 class Variable(Tensor):
     """A tensor whose value lives across runs."""
 
-    _grouping: ReplicaGrouping
-
     def __init__(self) -> None:
         raise RuntimeError("Variable cannot be constructed directly; use popxl.variable.")
 
     @property
     def replica_grouping(self) -> ReplicaGrouping:
         """Which replicas share a value."""
-        return self._grouping
+        return ReplicaGrouping._make(self.ir, list(self._value.data.assignment))
 
     @property
     def _replica_grouping(self) -> ReplicaGrouping:
-        return self._grouping
+        return self.replica_grouping
 
     @property
     def retrieval_mode(self) -> Literal["one_per_group", "all_replicas"]:
@@ -380,7 +378,7 @@ class Variable(Tensor):
     @property
     def shape_on_host(self) -> tuple[int, ...]:
         """(groups, \\*shape) if there are several replica groups, else the shape."""
-        groups = self._grouping.num_groups
+        groups = self._value.data.num_groups
         return (groups, *self.shape) if groups > 1 else self.shape
 
     @property

@@ -336,6 +336,11 @@ OTHERS: list[tuple[str, str, str, str, Build]] = [
         "collectives.ReplicatedReduceScatterOp", "x_sharded_slice",
         lambda: collectives.replica_sharded_slice(x()),
     ),
+    (
+        "replicated_slice", "ReplicatedReduceScatter",
+        "collectives.ReplicatedReduceScatterOp", "x_replicated_slice",
+        lambda: collectives.replicated_slice(x()),
+    ),
     *(
         (
             function, "Accumulate", "AccumulateOp", f"{name}__x",

@@ -42,7 +42,7 @@ def test_every_function_has_a_case():
     modules = (ops, var_updates, collectives)
     functions = {n for m in modules for n in m.__all__ if isfunction(getattr(m, n))}
     # Made of other ops, or the same op under another name.
-    made_of_others = {"flatten_", "isfinite", "rename", "clamp", "replicated_slice", "repeat"}
+    made_of_others = {"flatten_", "isfinite", "rename", "clamp", "repeat"}
     with_info = {name for name in functions if name.endswith("_with_info")}
     identical = {name for name in functions if name.startswith("all_reduce_identical")}
     assert functions - {case[0] for case in CASES} == made_of_others | with_info | identical

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import popart
@@ -155,12 +156,34 @@ def test_other_options_can_be_read(ir: popxl.Ir, name: str):
     assert not getattr(ir._pb_ir.getSessionOptions(), name)
 
 
-def test_unknown_session_option(ir: popxl.Ir):
+def test_options_that_are_not_known_can_be_set_but_not_read_before(ir: popxl.Ir):
     options = ir._pb_ir.getSessionOptions()
-    with pytest.raises(AttributeError):
-        options.noSuchOption = 1
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="noSuchOption"):
         _ = options.noSuchOption
+    options.noSuchOption = 1
+    assert ir._pb_ir.getSessionOptions().noSuchOption == 1
+    assert not hasattr(popxl.Ir()._pb_ir.getSessionOptions(), "noSuchOption")
+
+
+def test_a_tensor_does_not_outlive_its_ir():
+    def made() -> popxl.Tensor:
+        ir = popxl.Ir()
+        with ir.main_graph:
+            return popxl.variable(1)
+
+    t = made()
+    gc.collect()
+    with pytest.raises(RuntimeError, match="is gone"):
+        _ = t.ir
+    with pytest.raises(RuntimeError, match="is gone"):
+        _ = popxl.Tensor._from_pb_tensor(t._pb_tensor)
+
+
+def test_a_graph_keeps_its_ir():
+    graph = popxl.Ir().main_graph
+    gc.collect()
+    with graph:
+        assert popxl.constant(1).ir is graph.ir
 
 
 def test_popdist_without_a_launcher():

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import popxl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from runtime.tests.popxl_torch.random_programs import draw_program, run_program
+from runtime.tests.popxl_torch.random_programs import (
+    INSTRUCTIONS,
+    Program,
+    draw_program,
+    run_program,
+)
 
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 HALF_TOLERANCE = {"rtol": 5e-2, "atol": 3e-2}
@@ -61,6 +68,42 @@ def test_long_random_programs_agree(seed: int) -> None:
     for options in PLANS:
         for got, wanted in zip(run_program(program, arrays, options), expected, strict=True):
             np.testing.assert_allclose(got, wanted, rtol=5e-3, atol=5e-4, err_msg=str(program))
+
+
+_PROGRAMS = st.builds(
+    Program,
+    st.lists(
+        st.tuples(
+            st.sampled_from(sorted(INSTRUCTIONS)),
+            st.tuples(*[st.integers(0, 999)] * 6),
+        ),
+        min_size=1,
+        max_size=10,
+    ).map(tuple),
+    st.sampled_from([1, 2, 3, 4]),
+)
+
+
+def _check_a_drawn_program(program: Program) -> None:
+    arrays = _arrays(np.random.default_rng(len(program.instructions)), program.replicas, False)
+    expected = run_program(program, arrays, ORACLE)
+    for options in PLANS:
+        for got, wanted in zip(run_program(program, arrays, options), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=2e-4)
+
+
+@settings(derandomize=True, max_examples=8, deadline=None, database=None)
+@given(program=_PROGRAMS)
+def test_programs_that_shrink_agree(program: Program) -> None:
+    """What fails here is reported as the shortest program that does."""
+    _check_a_drawn_program(program)
+
+
+@pytest.mark.long
+@settings(derandomize=True, max_examples=300, deadline=None, database=None)
+@given(program=_PROGRAMS)
+def test_many_programs_that_shrink_agree(program: Program) -> None:
+    _check_a_drawn_program(program)
 
 
 def test_the_oracle_sees_a_difference() -> None:

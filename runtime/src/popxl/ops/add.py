@@ -21,6 +21,7 @@ def _infer_in_place(specs: Sequence[Any], attrs: Mapping[str, Any]) -> list[Spec
 
 define(OpDef("Add", elementwise, flops=lambda ins, outs, attrs: outs[0].nelms))
 define(OpDef("AddLhsInplace", _infer_in_place, pure="Add", writes=0))
+define(OpDef("Sum", elementwise, flops=lambda ins, outs, attrs: (len(ins) - 1) * outs[0].nelms))
 
 
 @op_debug_context
@@ -50,6 +51,16 @@ def add_(lhs: Tensor, rhs: Tensor) -> Tensor:
     check_in_graph(get_current_context().graph, lhs=lhs, rhs=rhs)
     check_tensor_ipu_and_tile_set(lhs=lhs, rhs=rhs)
     return _create_op("AddLhsInplace", [lhs, rhs], names=["add_lhs_inplace_out"])[0]
+
+
+def add_all(ts: Sequence[Tensor]) -> Tensor:
+    """The sum of one or more tensors of one shape and dtype, as one op; a single one itself."""
+    return ts[0] if len(ts) == 1 else _create_op("Sum", ts, names=["sum_out"])[0]
+
+
+@gradient("Sum")
+def _gradients_of_sum(site: GradSite) -> Grads:
+    return [site.grad] * len(site.op.inputs)
 
 
 @gradient("Add")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from popxl import dtypes
 from popxl.context import ExecutionContext, get_current_context
 from popxl.graph import Graph
+from popxl.ops.add import add_all
 from popxl.ops.gradients import GradSite, gradient_rule, sum_to
 from popxl.ops.utils import _create_op, cast_if_needed
 from popxl.tensor import Tensor, _add_value, graph_input
@@ -175,9 +176,7 @@ class Backward:
         parts = self.grads.get(value)
         if not parts:
             return None
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
+        total = add_all(parts)
         self.grads[value] = [total]
         _rename(total, gradient_name(value.name))
         return total

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from popxl.context import get_current_context
 from popxl.graph import Graph
+from popxl.ops.add import add_all
 from popxl.ops.call import call
 from popxl.ops.conditional import conditional
 from popxl.ops.gradients import zeros
@@ -137,10 +138,7 @@ class _Branch:
                 for out, grad in zip(record.outputs, self.grads, strict=False)
                 if out is value and grad is not None
             ]
-            total = parts[0] if parts else zeros(value.spec)
-            for part in parts[1:]:
-                total = total + part
-            return total
+            return add_all(parts) if parts else zeros(value.spec)
         if value in record.inputs:
             parent = self.op.inputs[self.offset + record.inputs.index(value)]
             assert parent is not None

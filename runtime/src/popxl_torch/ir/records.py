@@ -162,10 +162,21 @@ class Program:
     streams: list[Stream] = field(default_factory=list)
     options: Any = None
     prepared: bool = False
-    frontend: Any = None  # the popxl.Ir that wraps this program
+    owner: Any = None  # a weak reference to the popxl.Ir that wraps this program
     op_ids: Any = field(default_factory=lambda: itertools.count(100))
     tensor_ids: Any = field(default_factory=itertools.count)
     graph_ids: Any = field(default_factory=itertools.count)
+
+    @property
+    def frontend(self) -> Any:
+        """The ``popxl.Ir`` that wraps this program; RuntimeError if nothing keeps it any more."""
+        found = None if self.owner is None else self.owner()
+        if found is None:
+            raise RuntimeError(
+                f"Ir[id={self.id}] is gone: keep a reference to an Ir for as long as its tensors"
+                " are used."
+            )
+        return found
 
     @property
     def main(self) -> Graph:

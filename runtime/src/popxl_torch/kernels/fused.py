@@ -140,12 +140,15 @@ def _add(y: torch.Tensor, addend: torch.Tensor) -> torch.Tensor:
 
 @kernel("Sum", broadcast=True)
 def several(site: Site, lead: int) -> Callable[..., torch.Tensor]:
-    """The sum of the inputs from the left; the others broadcast to the first two's."""
+    """The sum of the inputs from the left; the others broadcast to the first two's.
+
+    Only replicas may be more than so far, where the first ones are the same on all.
+    """
 
     def run(x: torch.Tensor, y: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         total = x + y
         for other in others:
-            total += other
+            total = total + other if other.numel() > total.numel() else total.add_(other)
         return total
 
     return run

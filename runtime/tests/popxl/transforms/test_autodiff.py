@@ -137,10 +137,52 @@ def test_records():
         assert (again.graph, again.inputs, again.outputs) == (info.graph, info.inputs, info.outputs)
 
 
-def test_decompose_sum_returns_the_graph():
+def many_uses(x: popxl.Tensor, y: popxl.Tensor) -> popxl.Tensor:
+    return ops.exp(x) * ops.sin(x) + y * x
+
+
+def test_gradients_of_several_uses_are_one_sum():
     with main_graph():
-        info = autodiff(made(net, (2, 3), (3, 4)))
+        info = autodiff(made(many_uses, (3,), (3,)))
+        (op,) = [op for op in info.graph._pb_graph.getOps() if op.opType() == "Sum"]
+        assert len(op.getInputTensors()) == 3
+        assert op.outTensor(0).id == info.graph.outputs[0].id
+        assert info.graph.outputs[0].name.startswith("Gradient___")
+
+
+def test_a_decomposed_sum_adds_each_addend_when_it_is_there():
+    with main_graph():
+        info = autodiff(made(many_uses, (3,), (3,)))
+        before = info.graph.outputs
         assert decompose_sum(info.graph) is info.graph
+        ops_ = info.graph._pb_graph.getOps()
+        names = [op.opType() for op in ops_]
+        assert (names.count("Sum"), names.count("Init"), names.count("AddLhsInplace")) == (0, 1, 3)
+        assert info.graph.outputs == before
+        adds = [op for op in ops_ if op.opType() == "AddLhsInplace"]
+        made_by = [op.inTensor(1).getProducer() for op in adds]
+        assert ops_.index(made_by[0]) + 2 == ops_.index(adds[0])
+        assert [ops_.index(op) + 1 for op in made_by[1:]] == [ops_.index(op) for op in adds[1:]]
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+def test_sums_of_gradients_are_right_decomposed_or_not(decompose: bool):
+    x, y = np.random.default_rng(5).normal(size=(2, 3)).astype(np.float32)
+    with main_graph() as main:
+        loads: dict = {}
+        a, b = load(x, loads), load(y, loads)
+        graph = main.ir.create_graph(many_uses, a, b)
+        info = autodiff(graph)
+        if decompose:
+            decompose_sum(info.graph)
+        call = ops.call_with_info(graph, a, b)
+        grads = ops.call(info.graph, np.ones(3)[None], inputs_dict=info.inputs_dict(call))
+        streams = [store(t) for t in grads]
+    found = run(main.ir, loads)
+    s, t = (torch.tensor(v.astype(np.float64), requires_grad=True) for v in (x, y))
+    (torch.exp(s) * torch.sin(s) + t * s).sum().backward()
+    for stream, want in zip(streams, (s.grad, t.grad), strict=True):
+        np.testing.assert_allclose(found[stream], want.numpy(), rtol=1e-5, atol=1e-6)
 
 
 # -- stitching ----------------------------------------------------------------------------------

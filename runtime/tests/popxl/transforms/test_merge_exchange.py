@@ -6,6 +6,7 @@ import numpy as np
 import popxl
 import pytest
 from numpy.random import Generator
+from popart._internal import ir as _ir
 from popxl import ops
 from popxl.transforms import io_tile_exchange, merge_exchange
 
@@ -56,3 +57,59 @@ def test_the_check_ends_with_the_block():
         context = popxl.context.get_current_context()
         assert context._hooks == {}
         assert context.graph is graph
+
+
+def listing(graph: popxl.Graph) -> list[str]:
+    return [op.opType() for op in graph._pb_graph.getOps() if op.opType() != "Init"]
+
+
+def test_independent_transfers_are_listed_as_one_op():
+    with main_graph() as graph:
+        buffer = popxl.remote_buffer((3,), popxl.float32, entries=2)
+        stream = popxl.h2d_stream((3,), popxl.float32)
+        with merge_exchange():
+            a = ops.remote_load(buffer, 0)
+            b = ops.host_load(stream)
+        ops.host_store(popxl.d2h_stream((3,), popxl.float32), a + b)
+        assert listing(graph) == ["MultiExchange", "Add", "HostStore"]
+        (merged,) = (op for op in graph._pb_graph.getOps() if op.opType() == "MultiExchange")
+        assert isinstance(merged, _ir.op.exchange.MultiExchangeOp)
+        assert [t.id for t in merged.getOutputTensors()] == [a.id, b.id]
+        assert a._pb_tensor.getProducer() == b._pb_tensor.getProducer() == merged
+        assert graph._pb_graph.getOp(merged.id) == merged
+        assert not any(map(merged.modifiesIndex, range(4)))
+        graph._pb_graph.eraseOp(merged.id)
+        assert listing(graph) == ["Add", "HostStore"]
+
+
+def test_stores_of_what_loads_brought_come_together_after_the_loads():
+    with main_graph() as graph:
+        buffer = popxl.remote_buffer((3,), popxl.float32, entries=4)
+        with merge_exchange():
+            for t in [ops.remote_load(buffer, i) for i in range(2)]:
+                ops.remote_store(buffer, 2, t * 2.0)
+            later = ops.remote_load(buffer, ops.cast(t, popxl.int32)[:1])
+        kinds = listing(graph)
+        assert kinds.count("MultiExchange") == 2
+        assert "RemoteStore" not in kinds
+        assert later._pb_tensor.getProducer().opType() == "MultiExchange"
+
+
+def test_a_transfer_alone_stays_itself():
+    with main_graph() as graph:
+        with merge_exchange():
+            t = ops.host_load(popxl.h2d_stream((3,), popxl.float32))
+        with io_tile_exchange():
+            ops.host_store(popxl.d2h_stream((3,), popxl.float32), t)
+        assert listing(graph) == ["HostLoad", "HostStore"]
+
+
+def test_loads_into_a_tensor_write_it_merged_too():
+    with main_graph() as graph:
+        buffer = popxl.remote_buffer((3,), popxl.float32, entries=2)
+        a, b = (ops.init((3,), popxl.float32) for _ in "ab")
+        with io_tile_exchange():
+            ops.remote_load_(buffer, 0, a)
+            ops.remote_load_(buffer, 1, b)
+        (merged,) = (op for op in graph._pb_graph.getOps() if op.opType() == "MultiExchange")
+        assert [merged.modifiesIndex(i) for i in range(4)] == [True, False, True, False]

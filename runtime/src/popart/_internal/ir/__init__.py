@@ -26,7 +26,7 @@ from popart._internal.ir._records import (
     TensorType,
     data_type,
 )
-from popart._internal.ir._rewrite import TopoCons
+from popart._internal.ir._rewrite import TopoCons, list_as_one
 from popart._options import SessionOptions
 from popart._types import (
     CommGroup,
@@ -71,6 +71,7 @@ __all__ = [
     "append_op",
     "create_op_in_graph",
     "data_type",
+    "list_as_one",
     "op",
     "patterns",
     "removeScope",

@@ -119,20 +119,21 @@ class Graph:
         return GraphId(self._record.id)
 
     def getOps(self) -> list[Op]:
-        """Ops in creation order."""
-        return [Op(op) for op in self._record.ops]
+        """Ops in creation order; merged ones are one."""
+        return [Op(op) for op in dict.fromkeys(map(_rewrite.listed, self._record.ops))]
 
     def getOpIds(self) -> list[int]:
         """Ids of the ops in creation order."""
-        return [op.opid for op in self._record.ops]
+        return [op.id for op in self.getOps()]
 
     def getOp(self, op_id: int) -> Op:
         """The op with this id; popart_exception if there is none."""
-        return Op(_rewrite.find_op(self._record, op_id))
+        return Op(_rewrite.listed(_rewrite.find_ops(self._record, op_id)[0]))
 
     def eraseOp(self, op_id: int) -> None:
         """Remove an op and its outputs; popart_exception if there is none with this id."""
-        _rewrite.erase(_rewrite.find_op(self._record, op_id))
+        for op in _rewrite.find_ops(self._record, op_id):
+            _rewrite.erase(op)
 
     def topoCons(self) -> _rewrite.TopoCons:
         """The constraints on the order of ops, of ``in_sequence`` among others."""
@@ -257,11 +258,11 @@ class Op:
     @property
     def opid(self) -> OperatorIdentifier:
         """Kind, domain and version."""
-        return OperatorIdentifier("ai.graphcore", self._record.kind)
+        return OperatorIdentifier("ai.graphcore", self.opType())
 
     def debugName(self) -> str:
         """Kind and id."""
-        return f"Op({self._record.kind}, {self._record.opid})"
+        return f"Op({self.opType()}, {self._record.opid})"
 
     def getGraph(self) -> Graph:
         """The graph that holds the op."""
@@ -419,7 +420,7 @@ class Tensor:
         """The op that made it."""
         if self._record.producer is None:
             raise IndexError(f"{self._record.id} has no producer")
-        return Op(self._record.producer)
+        return Op(_rewrite.listed(self._record.producer))
 
     def tensor_type(self) -> TensorType:
         """What the tensor is."""
@@ -446,7 +447,7 @@ class Tensor:
     def isAliased(self) -> bool:
         """Whether an op makes an alias of the tensor, or made the tensor as one."""
         made = [] if self._record.producer is None else [self._record.producer]
-        users = [op._record for op in self.consumers.getOps()]
+        users = [op for op in self._record.graph.ops if self._record in op.inputs]
         return any(opdef(op.kind).view for op in made + users)
 
 
@@ -458,7 +459,8 @@ class Consumers:
 
     def getOps(self) -> list[Op]:
         """The ops, in order."""
-        return [Op(op) for op in self._record.graph.ops if self._record in op.inputs]
+        users = (op for op in self._record.graph.ops if self._record in op.inputs)
+        return [Op(op) for op in dict.fromkeys(map(_rewrite.listed, users))]
 
     def getTotal(self) -> int:
         """How often the tensor is an input."""

@@ -26,12 +26,12 @@ def find_value(graph: records.Graph, tensor_id: str) -> records.Value:
         raise popart_exception(f"No tensor with id {tensor_id!r} in graph {graph.id!r}") from None
 
 
-def find_op(graph: records.Graph, op_id: int) -> records.Op:
-    """The op with this id; popart_exception if there is none."""
-    for op in graph.ops:
-        if op.opid == op_id:
-            return op
-    raise popart_exception(f"No op with id {op_id} in graph {graph.id!r}")
+def find_ops(graph: records.Graph, op_id: int) -> list[records.Op]:
+    """The op that is listed with this id, or those that are as one; popart_exception if none is."""
+    found = [op for op in graph.ops if listed(op).opid == op_id]
+    if not found:
+        raise popart_exception(f"No op with id {op_id} in graph {graph.id!r}")
+    return found
 
 
 def new_op(graph: records.Graph, kind: str, given: Iterable[Any]) -> records.Op:
@@ -77,7 +77,7 @@ def clone(op: records.Op, graph: records.Graph) -> records.Op:
     twin = copy.copy(op)
     twin.opid, twin.graph = next(graph.program.op_ids), graph
     twin.inputs, twin.outputs, twin.attrs = [], [], copy.copy(op.attrs)
-    twin.hints = copy.copy(op.hints)
+    twin.hints = {name: hint for name, hint in op.hints.items() if name != "listed_as"}
     if "modified" in twin.attrs:
         twin.attrs["modified"] = set(twin.attrs["modified"])
     graph.ops.append(twin)
@@ -111,6 +111,29 @@ def disconnect_outputs(op: records.Op) -> None:
         if value not in used:
             del op.graph.values[value.id]
     op.outputs.clear()
+
+
+def listed(op: records.Op) -> records.Op:
+    """The op that listings show for ``op``: itself, or the one that it was merged into."""
+    return op.hints.get("listed_as", op)
+
+
+def list_as_one(ops: Sequence[records.Op], kind: str) -> None:
+    """Show several ops of one graph as one; what is run stays."""
+    first = ops[0]
+    inputs = [value for op in ops for value in op.inputs]
+    outputs = [value for op in ops for value in op.outputs]
+    writes, at = set(), 0
+    for op in ops:
+        written = opdef(op.kind).writes
+        writes |= set() if written is None else {at + written}
+        at += len(op.inputs)
+    together = records.Op(
+        next(first.graph.program.op_ids), kind, first.graph, inputs, outputs, {"writes": writes},
+        **Settings.of(first).fields(),
+    )  # fmt: skip
+    for op in ops:
+        op.hints["listed_as"] = together
 
 
 def erase(op: records.Op) -> None:

@@ -37,7 +37,7 @@ _KINDS = """
     RandomUniform ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMedian
     ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu ReluInplace Reshape ReshapeInplace Resize
     RoiAlign ScaledAdd ScaledAddLhsInplace Scatter ScatterReduce ShapedDropout Sign Sin Slice
-    SliceInplace Softmax Split Sqrt Sub Subsample Swish SwishInplace Tanh TopK Transpose
+    SliceInplace Softmax Split Sqrt Sub Subsample Sum Swish SwishInplace Tanh TopK Transpose
     TransposeInplace Where
 """
 _NAMESPACES = {
@@ -46,7 +46,9 @@ _NAMESPACES = {
         ReplicatedReduceScatter
     """,
     "dynamic": "DynamicSlice DynamicUpdate DynamicUpdateInplace",
-    "exchange": "HostLoad HostStore RemoteCodeLoad RemoteLoad RemoteLoadInplace RemoteStore",
+    "exchange": """
+        HostLoad HostStore MultiExchange RemoteCodeLoad RemoteLoad RemoteLoadInplace RemoteStore
+    """,
 }
 
 
@@ -125,6 +127,12 @@ class _IpuCopyOp(Op):
         return self._record.attrs["source"]
 
 
+class _MultiExchangeOp(Op):
+    def modifiesIndex(self, index: int) -> bool:
+        """Whether one of the merged transfers writes input ``index`` in place."""
+        return index in self._record.attrs["writes"]
+
+
 class _MatMulOp(Op):
     def getPartialsType(self) -> DataType:
         """Type of partial sums that the program asks for."""
@@ -171,6 +179,7 @@ _BASES: dict[str, type[Op]] = {
     "Loop": _LoopOp,
     "IpuCopy": _IpuCopyOp,
     "MatMul": _MatMulOp,
+    "MultiExchange": _MultiExchangeOp,
     **dict.fromkeys(("Conv", "ConvTranspose"), _ConvOp),
     **dict.fromkeys(("Accumulate", "AccumulatorScale", "PopartSparseAccumulate"), _FactorOp),
     **dict.fromkeys(("Concat", "ConcatInplace", "CumSum", "Gather", "Softmax"), _AxisOp),
@@ -190,6 +199,13 @@ def _classes(kinds: str) -> dict[str, type[Op]]:
 _CLASSES = _classes(_KINDS)
 collectives, dynamic, exchange = (
     SimpleNamespace(**_classes(kinds)) for kinds in _NAMESPACES.values()
+)
+
+# PopART has no kind of its own for slices by replica: they scatter what nobody reduced.
+Op._of_kind["ReplicatedSlice"] = type(
+    "ReplicatedSliceOp",
+    (collectives.ReplicatedReduceScatterOp,),
+    {"opType": lambda self: "ReplicatedReduceScatter", "__module__": __name__},
 )
 
 
