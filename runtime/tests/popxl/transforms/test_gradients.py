@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from popxl import ops
+from popxl.ops.add import add_all
 from popxl.ops.gradients import differentiable_kinds
 from popxl.ops.scatter_reduce import grouped_scatter_reduce
 
@@ -73,6 +74,9 @@ ELEMENTWISE = {
     "abs": case(ops.abs, torch.abs, normal(3, 4)),
     "add": case(ops.add, torch.add, normal(3, 4), normal(3, 4)),
     "add_broadcast": case(ops.add, torch.add, normal(3, 1, 4), normal(2, 1)),
+    "sum_of_several": case(
+        lambda x, y: add_all([x, y, x]), lambda x, y: x + y + x, normal(3, 4), normal(3, 4)
+    ),
     "add_scalar": case(ops.add, torch.add, normal(), normal(2, 3)),
     "sub_broadcast": case(ops.sub, torch.sub, normal(4), normal(3, 4)),
     "mul_broadcast": case(ops.mul, torch.mul, normal(2, 3, 1), normal(3, 4)),

@@ -133,6 +133,12 @@ class _MultiExchangeOp(Op):
         return index in self._record.attrs["writes"]
 
 
+class _ReduceScatterOp(Op):
+    def opType(self) -> str:
+        """PopART's kind, which slices by replica have as well: they scatter what nobody reduced."""
+        return "ReplicatedReduceScatter"
+
+
 class _MatMulOp(Op):
     def getPartialsType(self) -> DataType:
         """Type of partial sums that the program asks for."""
@@ -180,6 +186,7 @@ _BASES: dict[str, type[Op]] = {
     "IpuCopy": _IpuCopyOp,
     "MatMul": _MatMulOp,
     "MultiExchange": _MultiExchangeOp,
+    "ReplicatedReduceScatter": _ReduceScatterOp,
     **dict.fromkeys(("Conv", "ConvTranspose"), _ConvOp),
     **dict.fromkeys(("Accumulate", "AccumulatorScale", "PopartSparseAccumulate"), _FactorOp),
     **dict.fromkeys(("Concat", "ConcatInplace", "CumSum", "Gather", "Softmax"), _AxisOp),
@@ -201,12 +208,7 @@ collectives, dynamic, exchange = (
     SimpleNamespace(**_classes(kinds)) for kinds in _NAMESPACES.values()
 )
 
-# PopART has no kind of its own for slices by replica: they scatter what nobody reduced.
-Op._of_kind["ReplicatedSlice"] = type(
-    "ReplicatedSliceOp",
-    (collectives.ReplicatedReduceScatterOp,),
-    {"opType": lambda self: "ReplicatedReduceScatter", "__module__": __name__},
-)
+Op._of_kind["ReplicatedSlice"] = collectives.ReplicatedReduceScatterOp
 
 
 def __getattr__(name: str) -> type[Op]:
