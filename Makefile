@@ -4,7 +4,7 @@
 #   make lint        ruff: rules and format                   make typecheck  mypy on the runtime and execution/
 #   make bench       measure (LONG=1: the full-size model)    make coverage   docs/popxl-coverage.md
 #   make fmt         format and mend what ruff can            make size       lines per file, largest first
-#   make clean       remove the environment and all caches
+#   make train-demo  make the model in models/world again    make clean      remove the environment and all caches
 #
 # Every target makes .venv first where it is missing or its requirements changed.
 
@@ -23,7 +23,7 @@ LONG_BENCHES := benchmarks.bench_first_token benchmarks.bench_generation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint typecheck bench fmt size coverage clean
+.PHONY: help demo train-demo test lint typecheck bench fmt size coverage clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -40,6 +40,10 @@ $(STAMP): requirements.txt requirements-nodeps.txt runtime/pyproject.toml runtim
 
 demo: $(STAMP)
 	$(PY) run_inference.py $(ARGS)
+
+train-demo: $(STAMP)
+	$(PY) -m training.world.make_model $(ARGS)
+	$(PY) -m benchmarks.measure_world
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(LONG),--long-tests) $(ARGS)

@@ -30,12 +30,17 @@ from execution.command import (
     score_lines,
 )
 from execution.engine import EngineOptions, check_budget
-from execution.magma import RANDOM_PRESET, Magma, checkpoint_of
+from execution.magma import Magma
 from execution.options import Options, resolve
 from execution.prompts import check_length
 from execution.report import memory_table, phase_table
 from execution.sessions import planned_memory
-from utils.checkpoint_sources import RELEASE_PRESET
+from utils.checkpoint_sources import (
+    RANDOM_PRESET,
+    RELEASE_PRESET,
+    SHIPPED_PRESET,
+    checkpoint_of,
+)
 from utils.errors import UserError
 from utils.files import require_writable
 from utils.log import check_level, set_seeds, setup_logging
@@ -52,8 +57,8 @@ _log = logging.getLogger("run_inference")
 _DESCRIPTION = """\
 Answer a prompt about a picture with MAGMA.
 
-Without --config and --checkpoint this is a demonstration in seconds: config 'tiny', random weights,
-the example picture; its text means nothing. With a checkpoint the config is 'magma_v1_500'.
+Without --config and --checkpoint it is the small trained model of models/world, which knows a made
+world of emoji: a demonstration in seconds. With a checkpoint the config is 'magma_v1_500'.
 """
 
 _EXAMPLES = """\
@@ -99,7 +104,7 @@ def init_inference_session(
     Args:
         key: name of a preset.
         checkpoint_path: checkpoint file, index or folder. None downloads the published one; for
-            ``tiny`` it makes a small random one.
+            ``world`` it is the small one of this repository, for ``tiny`` a random one.
         scheme: "cached" keeps keys and values, so that a token costs one position; "recompute" runs
             everything again for every token.
 
@@ -164,7 +169,7 @@ def run_inference(
 
 def _default_preset(argv: Sequence[str]) -> str:
     with_checkpoint = any(word.split("=", 1)[0] == "--checkpoint" for word in argv)
-    return RELEASE_PRESET if with_checkpoint else RANDOM_PRESET
+    return RELEASE_PRESET if with_checkpoint else SHIPPED_PRESET
 
 
 def _run(argv: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from utils.sampling import TOP_P_FILTERS, softmax
 if TYPE_CHECKING:
     from simple_parsing import ArgumentParser
 
-DEMO_IMAGE = Path(__file__).resolve().parents[1] / "examples" / "lake_cabin.jpg"
+DEMO_IMAGE = Path(__file__).resolve().parents[1] / "examples" / "world" / "01.jpg"
 DEFAULT_PROMPT = "A picture of"
 PLACEHOLDER = "{image}"
 
@@ -45,7 +45,8 @@ def _add_model_options(parser: ArgumentParser) -> None:
         "--checkpoint",
         metavar="PATH",
         help="weights: model folder, .pt or .safetensors file, index or folder (default: the "
-        "published file, downloaded; random weights for config tiny)",
+        "shipped model for config world, random weights for tiny, else the published file, "
+        "downloaded)",
     )
     model.add_argument(
         "--scheme",
@@ -136,7 +137,7 @@ def _add_sampling_options(parser: ArgumentParser) -> None:
 
 def _add_stopping_options(parser: ArgumentParser) -> None:
     choice = parser.add_argument_group("when an answer ends")
-    choice.add_argument("--max_out_tokens", type=int, default=6, help="new tokens at most")
+    choice.add_argument("--max_out_tokens", type=int, default=16, help="new tokens at most")
     choice.add_argument("--min_out_tokens", type=int, default=0, help="no end before so many")
     choice.add_argument(
         "--stop",

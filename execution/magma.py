@@ -27,7 +27,7 @@ from execution.score import score
 from execution.sessions import OneSession, Sessions
 from modelling.mapping import model_weights
 from utils.checkpoint import open_checkpoint
-from utils.checkpoint_sources import RELEASE_PRESET, published_checkpoint, random_checkpoint
+from utils.checkpoint_sources import RELEASE_PRESET, checkpoint_of, published_checkpoint
 from utils.errors import UserError
 from utils.images import ImageInput
 from utils.model_folder import folder_config, is_model_folder
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
 
 __all__ = ["Answer", "ImageInput", "Magma", "Options", "Score", "Stream"]
-
-RANDOM_PRESET = "tiny"
-"""The preset that has random weights where no checkpoint is named."""
 
 STEPS_BEHIND_EMBEDDINGS = 100
 """New tokens at most behind given embeddings, where nothing is asked for; as older programs do."""
@@ -103,8 +100,9 @@ class Magma:
         """Opens a model.
 
         Args:
-            path_or_preset: a model folder, any checkpoint, or the name of a preset: "tiny" makes
-                random weights, the others download the published ones (12 GB).
+            path_or_preset: a model folder, any checkpoint, or the name of a preset: "world" is the
+                small model of this repository, "tiny" makes random weights, the others download the
+                published ones (12 GB).
             config: of the checkpoint, a preset's name or a configuration. By default that of the
                 model folder, of the preset, or ``magma_v1_500``.
             device: where the engine has several, such as "cpu" and "cuda:0"; by default the
@@ -413,15 +411,6 @@ def _by_prompt(continuations: Sequence[Any], prompts: int) -> list[list[str]]:
             f"{len(continuations)} lists of continuations for {prompts} prompts; give one for each"
         )
     return [list(line) for line in continuations]
-
-
-def checkpoint_of(preset: str, config: MagmaConfig) -> Path:
-    """The checkpoint of a preset where none is named: random weights, or the published ones.
-
-    Raises:
-        UserError: the configuration has other sizes than the published model, or no download.
-    """
-    return (random_checkpoint if preset == RANDOM_PRESET else published_checkpoint)(config)
 
 
 def _config_of(path: Path | None, config: str | MagmaConfig | None) -> MagmaConfig:

@@ -24,6 +24,7 @@ from utils.errors import UserError
 from utils.tokenizer import SMALL_TOKENIZER, load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--config", "tiny"]
 
 
 class FakeSession:
@@ -96,7 +97,7 @@ def _error(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_prints_prompt_text_and_phases(
     picture: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--image", str(picture), "--prompt", "A picture of", "--temperature", "0"]
+    argv = [*TINY, "--image", str(picture), "--prompt", "A picture of", "--temperature", "0"]
     assert run_inference.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "prompt:    A picture of"
@@ -107,7 +108,7 @@ def test_prints_prompt_text_and_phases(
 
 def test_dumps(picture: Path, opened: list[Any], tmp_path: Path) -> None:
     logits_file, tokens_file = tmp_path / "logits.npy", tmp_path / "tokens.json"
-    argv = ["--image", str(picture), "--prompt", "A", "--top_k", "1"]
+    argv = [*TINY, "--image", str(picture), "--prompt", "A", "--top_k", "1"]
     argv += ["--dump_logits", str(logits_file), "--dump_tokens", str(tokens_file)]
     assert run_inference.main(argv) == 0
     tokens = json.loads(tokens_file.read_text())
@@ -127,7 +128,7 @@ def test_empty_prompt_and_batch(
     picture: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch = [f"--{part}.execution.micro_batch_size=2" for part in ("visual", "transformer")]
-    argv = ["--image", str(picture), "--prompt", "", "--temperature", "0", *batch]
+    argv = [*TINY, "--image", str(picture), "--prompt", "", "--temperature", "0", *batch]
     assert run_inference.main(argv) == 0
     assert capsys.readouterr().out.count("generated:  a b") == 2
     assert opened[0][0].batch == 2
@@ -136,7 +137,7 @@ def test_empty_prompt_and_batch(
 def test_a_checkpoint_asks_for_the_release_preset() -> None:
     assert run_inference._default_preset(["--checkpoint", "x"]) == "magma_v1_500"
     assert run_inference._default_preset(["--checkpoint=x"]) == "magma_v1_500"
-    assert run_inference._default_preset(["--image", "x"]) == "tiny"
+    assert run_inference._default_preset(["--image", "x"]) == "world"
 
 
 _BAD = {
@@ -162,7 +163,7 @@ _BAD = {
     "dump onto a folder": (["--dump_tokens", "/"], ["folder"]),
     "no such stop token": (["--stop_token", "600"], ["unknown stop token 600", "0..511"]),
     "no such mode": (["--top_p_mode", "big"], ["'big'", "nucleus"]),
-    "more to come than may": (["--min_out_tokens", "7"], ["at least 7", "0..6"]),
+    "more to come than may": (["--min_out_tokens", "17"], ["at least 17", "0..16"]),
     "empty stop string": (["--stop", ""], ["stop string is empty"]),
     "picture and none": (["--no_image"], ["--no_image and --image"]),
     "counts": (
@@ -186,7 +187,9 @@ def test_bad_input_is_one_line(
 ) -> None:
     argv, facts = _BAD[case]
     image = [] if argv[:1] == ["--image"] and argv[1] != "P" else ["--image", str(picture)]
-    line = _error([*image, *(str(picture) if word == "P" else word for word in argv)], capsys)
+    line = _error(
+        [*TINY, *image, *(str(picture) if word == "P" else word for word in argv)], capsys
+    )
     for fact in facts:
         assert fact in line
     assert not opened, "wrong input must be found before a session is built"
@@ -217,7 +220,7 @@ def test_no_space_left_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(np, "save", full)
     target = tmp_path / "logits.npy"
-    argv = ["--image", str(picture), "--dump_logits", str(target), "--log_level", "ERROR"]
+    argv = [*TINY, "--image", str(picture), "--dump_logits", str(target), "--log_level", "ERROR"]
     assert run_inference.main([*argv, "--temperature", "0"]) == 2
     captured = capsys.readouterr()
     assert "generated:  a b" in captured.out
@@ -237,7 +240,7 @@ def test_interruption_ends_quietly(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_inference, "asked_prompts", interrupt)
-    argv = ["--image", str(picture), "--log_level", "WARNING"]
+    argv = [*TINY, "--image", str(picture), "--log_level", "WARNING"]
     assert run_inference.main(argv) == 130
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""
@@ -296,7 +299,12 @@ def test_help_teaches() -> None:
         "dump_tokens",
         "heads",
     ]
-    options += ["transformer.attention.heads", "visual.layers", "mode", "tensor_parallel"]
+    options += [
+        "transformer.attention.heads",
+        "visual.layers",
+        "ff_adapter.mode",
+        "tensor_parallel",
+    ]
     for option in options:
         assert f"--{option}" in result.stdout
     for fact in ("magma_v1_1024", "(default: 0.9)", "examples:", "text to continue"):
@@ -321,7 +329,7 @@ PHASES_OF_FIVE_TOKENS = {
 @pytest.mark.parametrize("scheme", PHASES_OF_FIVE_TOKENS)
 def test_the_whole_program(picture: Path, tmp_path: Path, scheme: str) -> None:
     files = {name: tmp_path / name for name in ("logits.npy", "tokens.json")}
-    argv = ["--image", str(picture), "--prompt", "A picture of", "--max_out_tokens", "5"]
+    argv = [*TINY, "--image", str(picture), "--prompt", "A picture of", "--max_out_tokens", "5"]
     argv += [
         "--scheme",
         scheme,
@@ -344,7 +352,7 @@ def test_the_whole_program(picture: Path, tmp_path: Path, scheme: str) -> None:
 
 def _outputs(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines before the table of a run with the tiny model."""
-    assert run_inference.main([*argv, "--log_level", "ERROR"]) == 0
+    assert run_inference.main([*TINY, *argv, "--log_level", "ERROR"]) == 0
     return capsys.readouterr().out.split("\n\n")[0].splitlines()
 
 
@@ -448,7 +456,7 @@ def test_an_interrupted_run_keeps_its_text(
 
     monkeypatch.setattr(sys.stdout, "write", interrupted_write)
     files = {name: tmp_path / name for name in ("logits.npy", "tokens.json")}
-    argv = ["--image", str(picture), "--prompt", "A", "--log_level", "WARNING"]
+    argv = [*TINY, "--image", str(picture), "--prompt", "A", "--log_level", "WARNING"]
     argv += ["--max_out_tokens", "40", "--min_out_tokens", "40"]
     argv += ["--dump_logits", str(files["logits.npy"]), "--dump_tokens", str(files["tokens.json"])]
     assert run_inference.main(argv) == 130
@@ -467,7 +475,17 @@ def test_an_interrupted_run_keeps_its_text(
 
 @pytest.mark.usefixtures("_cache")
 def test_samples_share_the_picture(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--image", str(picture), "--num_samples", "3", "--temperature", "1", "--seed", "5"]
+    argv = [
+        *TINY,
+        "--image",
+        str(picture),
+        "--num_samples",
+        "3",
+        "--temperature",
+        "1",
+        "--seed",
+        "5",
+    ]
     assert run_inference.main([*argv, "--max_out_tokens", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     answers = [line for line in lines if line.startswith("generated: ")]

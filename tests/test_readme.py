@@ -26,8 +26,8 @@ PROGRAM_SOURCES = ("run_inference.py", "execution/command.py", "config/parsing.p
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"""(?:src|href)=["']([^"']+)["']""")
-MAKE = re.compile(r"\bmake ([a-z]+(?: [a-z]+)*)\b")
-TARGET = re.compile(r"^([a-z]+):", re.MULTILINE)
+MAKE = re.compile(r"\bmake ([a-z-]+(?: [a-z-]+)*)\b")
+TARGET = re.compile(r"^([a-z-]+):", re.MULTILINE)
 PROGRAM = re.compile(r"python (?:-m )?([\w./]+)")
 QUOTED_PATH = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+)?|[\w-]+\.(?:py|md|txt|toml|ipynb))`")
 

@@ -1,4 +1,4 @@
-"""Where weights come from when no checkpoint is named: made at random, or downloaded."""
+"""Where weights come from when no checkpoint is named: shipped, made at random, or downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,27 @@ from utils.errors import UserError
 RELEASE_PRESET = "magma_v1_500"
 """A preset with the sizes of the published checkpoint."""
 
+RANDOM_PRESET = "tiny"
+"""The preset that has random weights."""
+
+SHIPPED_PRESET = "world"
+"""The preset of the model that is part of this repository."""
+
+_SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "models" / SHIPPED_PRESET
+
 Shapes = dict[str, tuple[int, ...]]
+
+
+def checkpoint_of(preset: str, config: MagmaConfig) -> Path:
+    """The checkpoint of a preset where none is named.
+
+    Raises:
+        UserError: the published checkpoint has other sizes than the configuration, or cannot be
+            downloaded; or the random one cannot be written.
+    """
+    if preset == SHIPPED_PRESET:
+        return _SHIPPED_FOLDER
+    return (random_checkpoint if preset == RANDOM_PRESET else published_checkpoint)(config)
 
 
 def random_checkpoint(config: MagmaConfig) -> Path:

@@ -11,12 +11,15 @@ from training.world.scenes import OPPOSITE, Group, Scene
 
 CAPTION_START = "A picture of"
 
-_SINGULAR = {word: kind for kind, plural in KINDS.items() for word in (kind, plural)}
+COUNT_WORDS = ("one", *COUNTS[1:])
+
+_KIND_OF = {plural: kind for kind, plural in KINDS.items()}
 _PLACE_OF = {words: place for place, words in PLACES.items()}
-_GROUP = rf"(an|{'|'.join(COUNTS)}) ({'|'.join(_SINGULAR)})"
+_KIND = f"({'|'.join(_KIND_OF)})"
+_COUNTED = f"({'|'.join(COUNT_WORDS)}) ([a-z]+)"
 _CAPTION = re.compile(
-    rf"(?:{CAPTION_START})? ?{_GROUP}(?: ({'|'.join(OPPOSITE)}) {_GROUP})?"
-    rf" ({'|'.join(_PLACE_OF)})\."
+    rf"(?:{CAPTION_START})? ?{_KIND}(?: ({'|'.join(OPPOSITE)}) {_KIND})?"
+    rf" ({'|'.join(_PLACE_OF)}): {_COUNTED}(?:, {_COUNTED})?\."
 )
 
 
@@ -46,14 +49,20 @@ def sides(scene: Scene, rng: np.random.Generator) -> tuple[Group, str, Group]:
 
 
 def caption(scene: Scene) -> str:
-    """A sentence such as "A picture of two bananas left of a dog in snow.".
+    """A sentence such as "A picture of bananas left of dogs in snow: two bananas, one dog.".
 
-    The group to the left or above comes first; only questions look from the other side.
+    The group to the left or above comes first; only questions look from the other side. Kinds come
+    before counts, so that a small model knows what to count when it has to say how many.
     """
-    words = group_words(scene.first)
+    kinds, counts = KINDS[scene.first.kind], _counted(scene.first)
     if scene.second is not None:
-        words = f"{words} {scene.relation} {group_words(scene.second)}"
-    return f"{CAPTION_START} {words} {PLACES[scene.place]}."
+        kinds = f"{kinds} {scene.relation} {KINDS[scene.second.kind]}"
+        counts = f"{counts}, {_counted(scene.second)}"
+    return f"{CAPTION_START} {kinds} {PLACES[scene.place]}: {counts}."
+
+
+def _counted(group: Group) -> str:
+    return f"{COUNT_WORDS[group.count - 1]} {noun(group.kind, group.count)}"
 
 
 def parse_caption(text: str) -> Scene | None:
@@ -65,15 +74,22 @@ def parse_caption(text: str) -> Scene | None:
     match = _CAPTION.fullmatch(text.strip())
     if match is None:
         return None
-    count, word, relation, other_count, other_word, place = match.groups()
-    first = _group(count, word)
-    if relation is None:
-        return Scene(_PLACE_OF[place], first)
-    return Scene.of(_PLACE_OF[place], first, _group(other_count, other_word), relation)
+    kind, relation, other_kind, place, *counted = match.groups()
+    first, second = _group(kind, *counted[:2]), _group(other_kind, *counted[2:])
+    if first is None or (second is None) != (relation is None):
+        return None
+    if second is None:
+        # A second count without a second kind belongs to nothing.
+        return Scene(_PLACE_OF[place], first) if counted[2] is None else None
+    return Scene.of(_PLACE_OF[place], first, second, relation)
 
 
-def _group(count: str, word: str) -> Group:
-    return Group(_SINGULAR[word], COUNTS.index("a" if count == "an" else count) + 1)
+def _group(kinds: str | None, count: str | None, word: str | None) -> Group | None:
+    """The group of a plural and a counted noun; None if either is missing or they do not agree."""
+    if kinds is None or count is None:
+        return None
+    group = Group(_KIND_OF[kinds], COUNT_WORDS.index(count) + 1)
+    return group if noun(group.kind, group.count) == word else None
 
 
 def statement(scene: Scene, rng: np.random.Generator) -> str:

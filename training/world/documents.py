@@ -128,8 +128,8 @@ def _join(parts: Sequence[_Part]) -> Document:
         ids += part
         positions += range(offset, offset + len(part))
         segments += [number] * len(part)
-        # What the context ends with does not foretell which segment comes.
-        weights += [0.0, *part_weights[1:]]
+        # The first segment, a caption, follows its context directly; the others do not.
+        weights += [part_weights[0] if number == 1 else 0.0, *part_weights[1:]]
     return Document(
         np.array(ids), np.array(positions), np.array(segments), np.array(weights, np.float32)
     )

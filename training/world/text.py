@@ -42,8 +42,8 @@ class TextRun:
         save_every: steps between checkpoints.
     """
 
-    steps: int = 2600
-    batch: int = 32
+    steps: int = 4500
+    batch: int = 16
     lr: float = 2e-3
     warmup: int = 150
     weight_decay: float = 0.05

@@ -22,19 +22,25 @@ def test_every_caption_is_read_back_as_its_scene(rng: np.random.Generator):
 
 def test_captions_begin_with_the_group_to_the_left_or_above_and_are_read_from_either_side():
     scene = Scene("snow", Group("apple", 1), Group("dog", 3), "left of")
-    assert caption(scene) == "A picture of an apple left of three dogs in snow."
-    assert parse_caption("A picture of three dogs right of an apple in snow.") == scene
+    assert caption(scene) == "A picture of apples left of dogs in snow: one apple, three dogs."
+    turned = "A picture of dogs right of apples in snow: three dogs, one apple."
+    assert parse_caption(turned) == scene
+    assert caption(Scene("sea", Group("fish", 2))) == "A picture of fish at sea: two fish."
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        "A picture of a dog.",
-        "A picture of five dogs in snow.",
-        "A picture of a dog beside a cat in snow.",
-        "A picture of a dog in snow",
-        "A picture of a dog in snow. Q",
+        "A picture of dogs.",
+        "A picture of dogs in snow: five dogs.",
+        "A picture of dogs in snow: two cats.",
+        "A picture of dogs in snow: one dogs.",
+        "A picture of dogs in snow: one dog, two cats.",
+        "A picture of dogs beside cats in snow: two dogs, one cat.",
+        "A picture of dogs left of cats in snow: two dogs.",
+        "A picture of dogs in snow: two dogs",
+        "A picture of dogs in snow: two dogs. Q",
     ],
 )
 def test_other_texts_are_no_captions(text: str):
@@ -42,12 +48,12 @@ def test_other_texts_are_no_captions(text: str):
 
 
 def test_a_wrong_count_kind_relation_or_place_is_another_scene():
-    right = parse_caption("A picture of two dogs left of a cat at sea.")
+    right = parse_caption("A picture of dogs left of cats at sea: two dogs, one cat.")
     for wrong in (
-        "A picture of three dogs left of a cat at sea.",
-        "A picture of two cows left of a cat at sea.",
-        "A picture of two dogs right of a cat at sea.",
-        "A picture of two dogs left of a cat at night.",
+        "A picture of dogs left of cats at sea: three dogs, one cat.",
+        "A picture of cows left of cats at sea: two cows, one cat.",
+        "A picture of dogs right of cats at sea: two dogs, one cat.",
+        "A picture of dogs left of cats at night: two dogs, one cat.",
     ):
         assert parse_caption(wrong) not in (None, right)
 

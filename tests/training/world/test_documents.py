@@ -25,7 +25,7 @@ def writer() -> Writer:
 
 def test_encoding_word_by_word_is_the_tokenizers(writer: Writer):
     for text in (
-        "A picture of two bananas left of a dog in snow. Q: How many dogs are there? A: one",
+        "A picture of bananas left of dogs in snow: two bananas, one dog. Q: Is it cold? A: no",
         " snow snow dog sea",
         "There is a bus and two bees at night. The bees are above the bus.",
     ):
