@@ -27,7 +27,8 @@ from execution.evaluation import (
     read_samples,
 )
 from execution.evaluation_report import Shown, report_page
-from execution.magma import RANDOM_PRESET, Magma
+from execution.magma import Magma
+from utils.checkpoint_sources import SHIPPED_PRESET
 from utils.dataset_files import BadSamples
 from utils.errors import UserError
 from utils.files import atomic_file
@@ -89,7 +90,7 @@ def _parser() -> _Parser:
 def _add_model_options(group: Any) -> None:
     group.add_argument(
         "--model",
-        default=RANDOM_PRESET,
+        default=SHIPPED_PRESET,
         metavar="PATH_OR_PRESET",
         help="model folder, checkpoint or preset (default: %(default)s)",
     )
