@@ -21,8 +21,10 @@ from popxl_addons.ops.replicated_all_reduce_TP import (
 from popxl_addons.optimizers.adam import AdamOptimizerStep
 from popxl_addons.patterns import apply_pre_alias_patterns
 from torch.nn import functional as F
-from transformers import LlamaConfig
+from transformers import BloomConfig, LlamaConfig, T5Config
+from transformers.models.bloom.modeling_bloom import BloomBlock, build_alibi_tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers.models.t5.modeling_t5 import T5LayerSelfAttention
 
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
 FAST_TOLERANCE = {"rtol": 2e-3, "atol": 2e-4}
@@ -266,5 +268,131 @@ def test_a_llama_layer(rng: np.random.Generator) -> None:
     ir = popxl.Ir(replication=8)
     module = Llama(c, ir.replica_grouping(group_size=4))
     found = run(ir, x, module, weights, cos[0].numpy(), sin[0].numpy())
+    for replica in found:
+        np.testing.assert_allclose(replica, want, **TOLERANCE)
+
+
+class Bloom(addons.Module):
+    """A block over shards of whole heads; ``slopes`` differ by replica, as ALiBi's do."""
+
+    def __init__(self, c: BloomConfig, tp: popxl.ReplicaGrouping) -> None:
+        super().__init__()
+        self.c, self.tp, self.shards = c, tp, tp.transpose()
+        width = c.hidden_size // tp.group_size
+        self.norm1, self.norm2 = LayerNorm(), LayerNorm()
+        self.qkv = Linear(3 * width, replica_grouping=self.shards)
+        self.dense = Linear(c.hidden_size, bias=False, replica_grouping=self.shards)
+        self.up = Linear(4 * width, replica_grouping=self.shards)
+        self.down = Linear(c.hidden_size, bias=False, replica_grouping=self.shards)
+
+    def build(self, x: popxl.Tensor) -> popxl.Tensor:
+        heads, width = self.c.n_head // self.tp.group_size, x.shape[1]
+        slopes = self.add_variable_input(
+            "slopes", partial(np.zeros, (heads, 1, 1)), x.dtype, replica_grouping=self.shards
+        )
+        bias = [
+            self.add_variable_input(f"{name}_bias", partial(np.zeros, width), x.dtype)
+            for name in ("dense", "down")
+        ]
+        places = popxl.constant(np.arange(x.shape[0], dtype="f4").reshape(1, 1, -1))
+        q, k, v = (heads_of(t, heads) for t in ops.split(self.qkv(self.norm1(x)), 3, axis=1))
+        h = attend(q, k, v, 1 / math.sqrt(q.shape[-1]), slopes * places + causal(x.shape[0]))
+        h = ops.collectives.replicated_all_reduce(self.dense(h), group=self.tp)
+        x = x + h + bias[0]
+        h = self.down(ops.gelu(self.up(self.norm2(x))))
+        return x + ops.collectives.replicated_all_reduce(h, group=self.tp) + bias[1]
+
+
+def test_a_bloom_block(rng: np.random.Generator) -> None:
+    torch.manual_seed(0)
+    n, tokens = 4, 5
+    c = BloomConfig(
+        hidden_size=32, n_head=8, hidden_dropout=0.0, attention_dropout=0.0,
+        attn_implementation="eager",
+    )  # fmt: skip
+    block = BloomBlock(c, 0).eval()
+    x = rng.normal(size=(tokens, 32)).astype("f4")
+    alibi = build_alibi_tensor(torch.ones(1, tokens), 8, torch.float32)
+    mask = torch.triu(torch.full((tokens, tokens), -1e4), 1)[None, None]
+    with torch.no_grad():
+        for p in block.parameters():
+            p.normal_(std=0.3)
+        want = block(torch.tensor(x)[None], alibi=alibi, attention_mask=mask)[0]
+    p = {name: t.detach().numpy() for name, t in block.named_parameters()}
+    a, m = "self_attention.", "mlp."
+
+    def joined(t: np.ndarray) -> np.ndarray:
+        """(heads, 3, size, ...) of transformers as shards of (3, heads, size) columns."""
+        t = t.reshape(n, 2, 3, 4, -1).swapaxes(1, 2).reshape(n, 24, -1)
+        return t.swapaxes(1, 2)
+
+    weights = {
+        **{f"norm1.{w}": p[f"input_layernorm.{w}"] for w in ("weight", "bias")},
+        **{f"norm2.{w}": p[f"post_attention_layernorm.{w}"] for w in ("weight", "bias")},
+        "qkv.weight": joined(p[f"{a}query_key_value.weight"]),
+        "qkv.bias": joined(p[f"{a}query_key_value.bias"])[:, 0],
+        "dense.weight": np.stack(shard(p[f"{a}dense.weight"].T, n, 0)),
+        "dense_bias": p[f"{a}dense.bias"],
+        "up.weight": np.stack(shard(p[f"{m}dense_h_to_4h.weight"].T, n, 1)),
+        "up.bias": np.stack(shard(p[f"{m}dense_h_to_4h.bias"], n, 0)),
+        "down.weight": np.stack(shard(p[f"{m}dense_4h_to_h.weight"].T, n, 0)),
+        "down_bias": p[f"{m}dense_4h_to_h.bias"],
+        "slopes": (alibi[:, :, 1:2] - alibi[:, :, :1]).numpy().reshape(n, 2, 1, 1),
+    }
+    ir = popxl.Ir(replication=n)
+    found = run(ir, x, Bloom(c, ir.replica_grouping()), weights)
+    for replica in found:
+        np.testing.assert_allclose(replica, want.reshape(tokens, 32), rtol=2e-3, atol=2e-3)
+
+
+class T5Attention(addons.Module):
+    """Attention with a learned bias by distance, gathered from a table of buckets."""
+
+    def __init__(self, c: T5Config, tp: popxl.ReplicaGrouping) -> None:
+        super().__init__()
+        self.c, self.tp, self.shards = c, tp, tp.transpose()
+        self.norm = RMSNorm()
+        width = c.num_heads * c.d_kv // tp.group_size
+        self.q, self.k, self.v = (
+            Linear(width, bias=False, replica_grouping=self.shards) for _ in range(3)
+        )
+        self.o = Linear(c.d_model, bias=False, replica_grouping=self.shards)
+
+    def build(self, x: popxl.Tensor, buckets: popxl.Tensor) -> popxl.Tensor:
+        heads = self.c.num_heads // self.tp.group_size
+        shape = (self.c.relative_attention_num_buckets, heads)
+        table = self.add_variable_input(
+            "bias", partial(np.zeros, shape), x.dtype, replica_grouping=self.shards
+        )
+        bias = ops.gather(table, buckets).transpose((2, 0, 1))
+        h = self.norm(x, self.c.layer_norm_epsilon)
+        h = attend(*(heads_of(t(h), heads) for t in (self.q, self.k, self.v)), 1.0, bias)
+        return x + ops.collectives.replicated_all_reduce(self.o(h), group=self.tp)
+
+
+def test_a_t5_attention_layer(rng: np.random.Generator) -> None:
+    torch.manual_seed(0)
+    n, tokens = 2, 7
+    c = T5Config(d_model=16, d_kv=4, num_heads=4, relative_attention_num_buckets=8, d_ff=8)
+    layer = T5LayerSelfAttention(c, has_relative_attention_bias=True, layer_idx=0).eval()
+    x = rng.normal(size=(tokens, 16)).astype("f4")
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.normal_(std=0.4)
+        want = layer(torch.tensor(x)[None])[0].reshape(tokens, 16)
+    a = layer.SelfAttention
+    far = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
+    buckets = a._relative_position_bucket(far, True, 8, c.relative_attention_max_distance)
+    weights = {
+        name: np.stack(shard(getattr(a, name).weight.detach().numpy().T, n, axis))
+        for name, axis in (("q", 1), ("k", 1), ("v", 1), ("o", 0))
+    }
+    weights = {f"{name}.weight": w for name, w in weights.items()} | {
+        "norm.weight": layer.layer_norm.weight.detach().numpy(),
+        "bias": np.stack(shard(a.relative_attention_bias.weight.detach().numpy(), n, 1)),
+    }
+    ir = popxl.Ir(replication=n)
+    module = T5Attention(c, ir.replica_grouping())
+    found = run(ir, x, module, weights, buckets.numpy().astype("i4"))
     for replica in found:
         np.testing.assert_allclose(replica, want, **TOLERANCE)

@@ -128,7 +128,8 @@ class Graph:
 
     def getOp(self, op_id: int) -> Op:
         """The op with this id; popart_exception if there is none."""
-        return Op(_rewrite.listed(_rewrite.find_ops(self._record, op_id)[0]))
+        first = _rewrite.find_ops(self._record, op_id)[0]
+        return Op(first if first.opid == op_id else _rewrite.listed(first))
 
     def eraseOp(self, op_id: int) -> None:
         """Remove an op and its outputs; popart_exception if there is none with this id."""
@@ -196,8 +197,8 @@ class Graph:
         del self._record.outputs[index]
 
     def getOpSchedule(self, *args: Any) -> list[Op]:
-        """Ops in execution order, which is creation order."""
-        return self.getOps()
+        """Ops in execution order, which is creation order; merged ones each, as they are run."""
+        return [Op(op) for op in self._record.ops]
 
     def getTensors(self) -> list[Tensor]:
         """Every tensor."""
@@ -420,7 +421,7 @@ class Tensor:
         """The op that made it."""
         if self._record.producer is None:
             raise IndexError(f"{self._record.id} has no producer")
-        return Op(_rewrite.listed(self._record.producer))
+        return Op(self._record.producer)
 
     def tensor_type(self) -> TensorType:
         """What the tensor is."""
@@ -447,7 +448,7 @@ class Tensor:
     def isAliased(self) -> bool:
         """Whether an op makes an alias of the tensor, or made the tensor as one."""
         made = [] if self._record.producer is None else [self._record.producer]
-        users = [op for op in self._record.graph.ops if self._record in op.inputs]
+        users = [op._record for op in self.consumers.getOps()]
         return any(opdef(op.kind).view for op in made + users)
 
 
@@ -459,8 +460,7 @@ class Consumers:
 
     def getOps(self) -> list[Op]:
         """The ops, in order."""
-        users = (op for op in self._record.graph.ops if self._record in op.inputs)
-        return [Op(op) for op in dict.fromkeys(map(_rewrite.listed, users))]
+        return [Op(op) for op in self._record.graph.ops if self._record in op.inputs]
 
     def getTotal(self) -> int:
         """How often the tensor is an input."""

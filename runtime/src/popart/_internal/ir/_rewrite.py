@@ -27,8 +27,8 @@ def find_value(graph: records.Graph, tensor_id: str) -> records.Value:
 
 
 def find_ops(graph: records.Graph, op_id: int) -> list[records.Op]:
-    """The op that is listed with this id, or those that are as one; popart_exception if none is."""
-    found = [op for op in graph.ops if listed(op).opid == op_id]
+    """The op with this id, or those that are listed as one with it; popart_exception if none is."""
+    found = [op for op in graph.ops if op_id in (op.opid, listed(op).opid)]
     if not found:
         raise popart_exception(f"No op with id {op_id} in graph {graph.id!r}")
     return found
