@@ -15,7 +15,7 @@ import numpy as np
 import popxl_addons as addons
 
 from config.config import MagmaConfig
-from config.parsing import parse_config
+from config.parsing import given_option, parse_config
 from execution.engine import EngineOptions
 from execution.runs import image_host, words_host
 from execution.sessions import build_session
@@ -25,6 +25,7 @@ from modelling.mapping import model_weights
 from modelling.shards import Arrays
 from utils.checkpoint import open_checkpoint
 from utils.files import require_writable
+from utils.model_folder import folder_config, is_model_folder
 from utils.program import run_program
 from utils.random_tensors import RandomTensors
 
@@ -136,7 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
 
     def run() -> None:
-        config, options = parse_config(argv, DEFAULT_PRESET, _add_options, __doc__)
+        words = sys.argv[1:] if argv is None else argv
+        path = Path(given_option(words, "--checkpoint") or "")
+        default = folder_config(path) if is_model_folder(path) else DEFAULT_PRESET
+        config, options = parse_config(words, default, _add_options, __doc__)
         if options.trace is not None:
             require_writable(options.trace)
         print(benchmark(config, options.checkpoint, options.trace))

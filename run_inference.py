@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.config import MagmaConfig
-from config.parsing import load_preset, parse_config
+from config.parsing import given_option, load_preset, parse_config
 from execution.command import (
     Printer,
     add_options,
@@ -44,6 +44,7 @@ from utils.checkpoint_sources import (
 from utils.errors import UserError
 from utils.files import require_writable
 from utils.log import check_level, set_seeds, setup_logging
+from utils.model_folder import folder_config, is_model_folder
 from utils.program import run_program
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ _DESCRIPTION = """\
 Answer a prompt about a picture with MAGMA.
 
 Without --config and --checkpoint it is the small trained model of models/world, which knows a made
-world of emoji: a demonstration in seconds. With a checkpoint the config is 'magma_v1_500'.
+world of emoji: a demonstration in seconds. With a checkpoint the config is 'magma_v1_500', or
+that of the model folder.
 """
 
 _EXAMPLES = """\
@@ -167,14 +169,18 @@ def run_inference(
     return answers[0].text
 
 
-def _default_preset(argv: Sequence[str]) -> str:
-    with_checkpoint = any(word.split("=", 1)[0] == "--checkpoint" for word in argv)
-    return RELEASE_PRESET if with_checkpoint else SHIPPED_PRESET
+def _default_config(argv: Sequence[str]) -> str | MagmaConfig:
+    """What holds without --config: what the checkpoint's folder says, or a preset."""
+    checkpoint = given_option(argv, "--checkpoint")
+    if checkpoint is None:
+        return SHIPPED_PRESET
+    path = Path(checkpoint)
+    return folder_config(path) if is_model_folder(path) else RELEASE_PRESET
 
 
 def _run(argv: Sequence[str]) -> None:
     config, options = parse_config(
-        argv, _default_preset(argv), add_options, _DESCRIPTION, _EXAMPLES
+        argv, _default_config(argv), add_options, _DESCRIPTION, _EXAMPLES
     )
     how = generation_options(options, config.batch, config.seed)
     resolve(how, None, config.seed)
@@ -188,8 +194,7 @@ def _run(argv: Sequence[str]) -> None:
     for path in (options.dump_logits, options.dump_tokens):
         if path is not None:
             require_writable(path)
-    if options.score and (options.dump_logits or options.dump_tokens or options.skip_bad):
-        raise UserError("--score generates nothing: leave out --dump_* and --skip_bad")
+    _check_score(options)
     check_length(config, [], options.max_out_tokens, f"{options.max_out_tokens} new ones")
     prompts = asked_prompts(options)
     checkpoint = None if options.checkpoint is None else Path(options.checkpoint)
@@ -206,6 +211,14 @@ def _run(argv: Sequence[str]) -> None:
             _answer(magma, prompts, how, options, Path(folder))
 
 
+def _check_score(options: Namespace) -> None:
+    names = ("dump_logits", "dump_tokens", "logprobs", "num_samples", "stop", "stop_token")
+    given = [name for name in names if getattr(options, name) is not None]
+    given += ["skip_bad"] * options.skip_bad
+    if options.score and given:
+        raise UserError(f"--score generates nothing: leave out --{' and --'.join(given)}")
+
+
 def _answer(magma: Magma, prompts: list, how: Options, options: Namespace, folder: Path) -> None:
     labels, pieces = zip(*prompts, strict=True)
     if options.score:
@@ -215,14 +228,18 @@ def _answer(magma: Magma, prompts: list, how: Options, options: Namespace, folde
         return
     stream = magma.stream(prompts=list(pieces), skip_bad=options.skip_bad, **how)
     config = magma.config.as_dict()
-    _log.info("process %d, config %s: %s", os.getpid(), options.config, config)
+    name = options.config or f"of {options.checkpoint}"
+    _log.info("process %d, config %s: %s", os.getpid(), name, config)
     if options.checkpoint is None and options.config == RANDOM_PRESET:
         _log.info("random weights: the text means nothing")
     try:
         # Printed first: a file that cannot be written must not cost the answer.
         Printer(labels, stream, options.logprobs is not None).run()
     finally:
-        for trace in sorted(folder.glob("batch_*.json")) or [None]:
+        traces: list[Path | None] = [*sorted(folder.glob("batch_*.json"))]
+        if not traces and any(answer.ids for answer in stream.answers):
+            traces = [None]
+        for trace in traces:
             print(f"\n{phase_table(trace)}")
         if options.device_memory or options.weights:
             for plan in sorted(folder.glob("memory_*.json")) or [None]:

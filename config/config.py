@@ -151,7 +151,8 @@ class GPTJConfig:
     """decoder blocks"""
     hidden_size: int = 4096
     """width of the residual stream"""
-    sequence_length: int = MAX_POSITIONS
+    # The encoder's tokens take their share of the positions.
+    sequence_length: int = MAX_POSITIONS - (ResNetConfig.image_resolution // ENCODER_STRIDE) ** 2
     """text positions: prompt and new tokens, image tokens not counted"""
     precision: Precision = Precision.float16
     """type of the language model's weights and activations"""
@@ -186,12 +187,6 @@ class GPTJConfig:
         return _popxl_dtype(self.precision)
 
 
-def _default_transformer() -> GPTJConfig:
-    # The encoder's 144 tokens take their share of the positions.
-    side = ResNetConfig().image_resolution // ENCODER_STRIDE
-    return GPTJConfig(sequence_length=MAX_POSITIONS - side * side)
-
-
 @dataclass
 class MagmaConfig:
     """MAGMA: image encoder, projection, language model."""
@@ -199,7 +194,7 @@ class MagmaConfig:
     seed: int = 42
     """seed of random choices; the same seed gives the same text"""
     visual: ResNetConfig = field(default_factory=ResNetConfig)
-    transformer: GPTJConfig = field(default_factory=_default_transformer)
+    transformer: GPTJConfig = field(default_factory=GPTJConfig)
 
     @property
     def tensor_parallel(self) -> int:

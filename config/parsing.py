@@ -162,16 +162,22 @@ def _refuse_unknown(extras: Sequence[str], parser: ArgumentParser) -> None:
     raise UserError(f"unknown option {name}{nearest(name, known)} (--help lists all)")
 
 
-def _chosen_preset(argv: Sequence[str], default_preset: str) -> str:
+def given_option(argv: Sequence[str], name: str) -> str | None:
+    """The value of one option (``"--config"``), before the command line is read; None without it.
+
+    Raises:
+        UserError: the option lacks its value.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = _Parser.error.__get__(parser)  # type: ignore[method-assign]
-    parser.add_argument("--config", default=default_preset)
-    return str(parser.parse_known_args(argv)[0].config)
+    parser.add_argument(name, dest="value")
+    value: str | None = parser.parse_known_args(argv)[0].value
+    return value
 
 
 def parse_config(
     argv: Sequence[str] | None,
-    default_preset: str,
+    default: str | MagmaConfig,
     add_options: Callable[[ArgumentParser], None] | None = None,
     description: str | None = None,
     epilog: str | None = None,
@@ -180,19 +186,22 @@ def parse_config(
 
     Args:
         argv: arguments without the program's name; None for those of this process.
-        default_preset: preset when ``--config`` is not given.
+        default: preset, or configuration, when ``--config`` is not given.
         add_options: adds the program's own options to the parser.
         description: what the program does, for ``--help``.
         epilog: examples, for ``--help``.
 
     Returns:
-        the validated configuration, and the program's own options (``config`` is the preset).
+        the validated configuration, and the program's own options (``config`` is the preset, or
+        None where there is none).
 
     Raises:
         UserError: unknown preset, option or ambiguous name, wrong type, fields that do not fit.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    preset = _chosen_preset(argv, default_preset)
+    given = given_option(argv, "--config")
+    preset = default if given is None and isinstance(default, str) else given
+    base = load_preset(preset) if preset is not None else default
     parser = _Parser(
         description=description,
         epilog=epilog,
@@ -210,7 +219,7 @@ def parse_config(
         help=f"preset whose values are the defaults below: {', '.join(preset_names())}",
     )
     parser.add_argument("-f", dest="jupyter", help=argparse.SUPPRESS)
-    parser.add_arguments(MagmaConfig, dest=_DEST, default=load_preset(preset))
+    parser.add_arguments(MagmaConfig, dest=_DEST, default=base)
     namespace, extras = parser.parse_known_args(argv)
     _refuse_unknown(extras, parser)
     config: MagmaConfig = getattr(namespace, _DEST)

@@ -19,6 +19,7 @@ import run_inference
 from config.config import MagmaConfig
 from config.parsing import load_preset
 from execution import sessions
+from execution.convert import main as convert
 from utils.checkpoint import write_random_checkpoint
 from utils.errors import UserError
 from utils.tokenizer import SMALL_TOKENIZER, load_tokenizer
@@ -134,10 +135,26 @@ def test_empty_prompt_and_batch(
     assert opened[0][0].batch == 2
 
 
-def test_a_checkpoint_asks_for_the_release_preset() -> None:
-    assert run_inference._default_preset(["--checkpoint", "x"]) == "magma_v1_500"
-    assert run_inference._default_preset(["--checkpoint=x"]) == "magma_v1_500"
-    assert run_inference._default_preset(["--image", "x"]) == "world"
+@pytest.mark.usefixtures("_cache")
+def test_a_checkpoint_says_which_configuration_holds(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_preset("tiny")
+    config.visual.width, config.transformer.layers = 8, 1
+    write_random_checkpoint(tmp_path / "model.pt", config, dtype="float32")
+    sizes = ["--visual.width", "8", "--transformer.layers", "1"]
+    ask = ["--image", str(picture), "--temperature", "0"]
+    file, folder = str(tmp_path / "model.pt"), str(tmp_path / "folder")
+    assert convert([file, folder, "--config", "tiny", *sizes, "--dtype", "float32"]) == 0
+    capsys.readouterr()
+    expected = _outputs([*ask, "--config", "tiny", *sizes, "--checkpoint", file], capsys)
+    assert _outputs([*ask, "--checkpoint", folder], capsys) == expected
+    assert _outputs([*ask, f"--checkpoint={folder}", "--tensor_parallel", "1"], capsys) == expected
+    assert "sequence_length 9" in _error(
+        ["--checkpoint", folder, "--sequence_length", "9", "--max_out_tokens", "20"], capsys
+    )
+    # Anything else is taken for the published model.
+    assert "layers = 1 (the configuration says 28)" in _error(["--checkpoint", file], capsys)
 
 
 _BAD = {
@@ -152,6 +169,10 @@ _BAD = {
     "top_k": (["--top_k", "-2"], ["top_k is -2"]),
     "no token": (["--max_out_tokens", "0"], ["0 new tokens"]),
     "no sample": (["--num_samples", "0"], ["number of samples is 0"]),
+    "log-probabilities": (["--logprobs", "-1"], ["-1 most probable tokens"]),
+    "stop token": (["--stop_token", "\udcff"], ["not valid text"]),
+    "no value": (["--checkpoint"], ["--checkpoint", "expected one argument"]),
+    "score and samples": (["--score", " a", "--num_samples", "2"], ["leave out --num_samples"]),
     "no scheme": (["--scheme", "cash"], ["scheme", "'cash'", "cached"]),
     "too many tokens": (["--max_out_tokens", "100"], ["too long", "sequence_length 64"]),
     "long prompt": (["--prompt", "{" * 70], ["6 tokens too long", "has 70", "is 64"]),

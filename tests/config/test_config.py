@@ -52,6 +52,7 @@ def test_dtype_is_popxl_s() -> None:
     popxl = pytest.importorskip("popxl")
     assert ResNetConfig(precision=Precision.float32).dtype == popxl.float32
     assert GPTJConfig().dtype == popxl.float16
+    assert GPTJConfig() == MagmaConfig().transformer
 
 
 _LM = {
