@@ -111,9 +111,15 @@ def repetition_penalty(logits: Logits, ids: Sequence[int], penalty: float) -> Lo
     if penalty == 1:
         return logits
     seen = np.array([token for token in set(ids) if token < len(logits)], np.int64)
-    penalised, factor = logits.copy(), np.float32(penalty)
-    values = logits[seen]
-    penalised[seen] = np.where(values < 0, values * factor, values / factor)
+    penalised, values = logits.copy(), logits[seen]
+    range_of = np.finfo(np.float32)
+    largest = float(range_of.max)
+    factor = np.float32(min(max(penalty, float(range_of.tiny)), largest))
+    # However extreme the penalty, a finite logit stays one.
+    with np.errstate(over="ignore"):
+        changed = np.where(values < 0, values * factor, values / factor)
+    limit = np.where(np.isfinite(values), largest, np.inf)
+    penalised[seen] = np.clip(changed, -limit, limit)
     return penalised
 
 
@@ -154,6 +160,12 @@ def _processed(logits: Logits, processors: Sequence[Processor], ids: Sequence[in
     with torch.no_grad():
         for processor in processors:
             scores = processor(text, scores)
+            if getattr(scores, "shape", None) != (1, len(logits)):
+                found = tuple(getattr(scores, "shape", ())) or type(scores).__name__
+                raise UserError(
+                    f"{processor!r} is no logits processor: it returns {found}; expected logits "
+                    f"(1, {len(logits)})"
+                )
     return scores[0].float().numpy()
 
 

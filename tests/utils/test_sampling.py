@@ -154,6 +154,22 @@ def test_ids_without_a_logit_are_not_penalised() -> None:
     np.testing.assert_array_equal(repetition_penalty(logits, [9, 1], 2.0), [0, 0.5, 2, 3])
 
 
+@pytest.mark.parametrize("penalty", [1e-300, 1e-45, 1e39, 1e308])
+def test_finite_logits_stay_finite_however_large_the_penalty(penalty: float) -> None:
+    logits = np.array([2, -3, 1, 0, -np.inf], np.float32)
+    penalised = repetition_penalty(logits, [0, 1, 3, 4], penalty)
+    assert np.isfinite(penalised[:4]).all()
+    assert penalised[4] == -np.inf
+    assert (penalised[:2] < logits[:2]).all() == (penalty > 1)
+
+
+@pytest.mark.parametrize("returned", [None, np.zeros(7, np.float32), np.zeros((1, 5), np.float32)])
+def test_what_is_no_logits_processor_is_named(returned: object) -> None:
+    logits = np.zeros(7, np.float32)
+    with pytest.raises(UserError, match=r"no logits processor: it returns .* \(1, 7\)"):
+        adjust(logits, Sampling(processors=(lambda _ids, _scores: returned,)), [])
+
+
 def test_processors_of_transformers_see_text_and_logits(rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     from transformers import MinPLogitsWarper, NoRepeatNGramLogitsProcessor
