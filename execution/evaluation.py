@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from execution.inputs import encode
 from execution.prompts import Picture, check_length
 from utils.dataset_files import BadSamples, picture_path, read_record, sample_files
 from utils.errors import UserError
 from utils.images import load_image
 from utils.metrics import words
+from utils.tokenizer import encode
 
 if TYPE_CHECKING:
     from execution.magma import Magma

@@ -6,7 +6,7 @@ Letters: y, x pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from execution.prompts import Array, Embedded, Picture
 from utils.errors import UserError
 from utils.images import ImageInput, load_image, preprocess
+from utils.tokenizer import encode
 
 if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
@@ -69,8 +70,9 @@ def _what(texts: Sequence[object]) -> str:
 def _prompts(prompts: Any) -> list[list[Piece]]:
     if isinstance(prompts, (str, *_PICTURES)):
         return [[prompts]]
+    prompts = _listed(prompts, "prompts are")
     if any(isinstance(item, _PICTURES) for item in prompts):
-        return [list(prompts)]
+        return [prompts]
     return [list(item) if isinstance(item, list | tuple) else [item] for item in prompts]
 
 
@@ -79,7 +81,13 @@ def _pictures_by_prompt(images: Any) -> list[list[Piece]]:
         return [[]]
     if isinstance(images, (str, *_PICTURES)):
         return [[_marked(images)]]
-    return [_pictures_of(item) for item in images]
+    return [_pictures_of(item) for item in _listed(images, "pictures are")]
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    if not isinstance(values, Iterable) or isinstance(values, bytes | Mapping):
+        raise UserError(f"the {what} {type(values).__name__}; expected one or a list of them")
+    return list(values)
 
 
 def _pictures_of(item: Any) -> list[Piece]:
@@ -194,17 +202,3 @@ def _load(picture: Piece) -> Image.Image:
             f"the array is {picture.dtype} of shape {picture.shape}; expected uint8 (y, x, 3)"
         )
     return Image.fromarray(picture)
-
-
-def encode(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
-    """The ids of a text, nothing added.
-
-    Raises:
-        UserError: the text is not valid Unicode.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not valid text: {error.reason}; use UTF-8") from error
-    # The tokenizer would warn about lengths that check_prompt refuses in its own words.
-    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))

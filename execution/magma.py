@@ -7,7 +7,7 @@ with Magma.from_pretrained("checkpoints/magma", device="cpu") as magma:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from config.original import preset_or_original
 from config.parsing import load_preset, preset_names
 from execution.answers import Answer, Stream
 from execution.engine import EngineOptions, check_budget, check_weights
-from execution.inputs import ImageLike, Prepared, encode, pieces_of, prepare
+from execution.inputs import ImageLike, Prepared, pieces_of, prepare
 from execution.options import Options, resolve
 from execution.prompts import Array, Embedded, Prompt, check_continuations, check_length
 from execution.score import score
@@ -31,7 +31,7 @@ from utils.checkpoint_sources import RELEASE_PRESET, checkpoint_of, published_ch
 from utils.errors import UserError
 from utils.images import ImageInput
 from utils.model_folder import folder_config, is_model_folder
-from utils.tokenizer import tokenizer_for
+from utils.tokenizer import encode, tokenizer_for
 
 if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
@@ -307,7 +307,10 @@ class Magma:
     def _continue_embeddings(self, embeddings: Any, options: Options) -> list[Answer]:
         if hasattr(embeddings, "detach"):  # a tensor of torch
             embeddings = embeddings.detach().float().cpu()
-        sequences = np.asarray(embeddings)
+        try:
+            sequences = np.asarray(embeddings, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError("the embeddings are no array of numbers (b, s, h)") from error
         if sequences.ndim != 3:
             raise UserError(f"the embeddings have shape {sequences.shape}; expected (b, s, h)")
         settled = resolve(options, self.tokenizer, self.config.seed)
@@ -381,7 +384,7 @@ class Magma:
         Raises:
             UserError: see :meth:`embed`.
         """
-        return self.embed(prompts=[list(inputs)])[0][None]
+        return self.embed(prompts=[[inputs] if isinstance(inputs, str) else list(inputs)])[0][None]
 
     def _prepare(self, images: Any, prompts: Any, skip_bad: bool, new_tokens: int) -> Prepared:
         """Reads pictures and texts and checks that they fit."""
@@ -400,17 +403,24 @@ class Magma:
                 check_length(self.config, prompt, new_tokens, f"{new_tokens} new ones", name)
 
 
-def _by_prompt(continuations: Sequence[Any], prompts: int) -> list[list[str]]:
+def _by_prompt(continuations: Any, prompts: int) -> list[list[str]]:
     """The continuations of each prompt."""
-    if not continuations or isinstance(continuations, str):
+    if not isinstance(continuations, Iterable) or isinstance(continuations, str):
         raise UserError("there is nothing to score: give a list of continuations")
-    if all(isinstance(text, str) for text in continuations):
-        return [list(continuations)] * prompts
-    if len(continuations) != prompts:
+    given = list(continuations)
+    if all(isinstance(text, str) for text in given):
+        lines = [given] * prompts
+    else:
+        lines = [list(line) if isinstance(line, list | tuple) else [None] for line in given]
+    if not all(isinstance(text, str) for line in lines for text in line):
+        raise UserError("the continuations must be texts, or a list of texts for each prompt")
+    if len(lines) != prompts:
         raise UserError(
-            f"{len(continuations)} lists of continuations for {prompts} prompts; give one for each"
+            f"{len(lines)} lists of continuations for {prompts} prompts; give one for each"
         )
-    return [list(line) for line in continuations]
+    if not any(lines):
+        raise UserError("there is nothing to score: give a list of continuations")
+    return lines
 
 
 def _config_of(path: Path | None, config: str | MagmaConfig | None) -> MagmaConfig:

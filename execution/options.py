@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from config.parsing import nearest
@@ -22,7 +23,8 @@ DEFAULT_NEW_TOKENS = 20
 class Options(TypedDict, total=False):
     """Keyword arguments of :meth:`execution.magma.Magma.generate` and its like.
 
-    An argument that is given holds; else what ``generation_config`` says; else the default here.
+    An argument that is given and not None holds; else what ``generation_config`` says; else the
+    default here.
     """
 
     max_new_tokens: int
@@ -45,7 +47,7 @@ class Options(TypedDict, total=False):
     """the same seed gives the same draws; the configuration's"""
     stop_strings: str | Iterable[str]
     """an answer ends before the first of these; none"""
-    stop_tokens: Iterable[int | str]
+    stop_tokens: str | Iterable[int | str]
     """ids, or texts of one token, that end an answer like the end-of-text token; none"""
     logits_processor: Iterable[Processor]
     """logits processors of transformers, applied before temperature and filters; none"""
@@ -55,6 +57,19 @@ class Options(TypedDict, total=False):
     """whether all logits are kept; False"""
     generation_config: GenerationConfig
     """transformers' own object; none"""
+
+
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(
+        ("max_new_tokens", "min_new_tokens", "num_return_sequences", "seed", "top_log_probs"),
+        (Integral, "a whole number"),
+    ),
+    **dict.fromkeys(("temperature", "top_k", "top_p", "repetition_penalty"), (Real, "a number")),
+    "stop_strings": (Iterable, "a text or a list of texts"),
+    "stop_tokens": (Iterable, "a list of ids and texts"),
+    "logits_processor": (Iterable, "a list of logits processors"),
+}
+"""Types of values, and how an error calls them."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +99,22 @@ def resolve(options: Options, tokenizer: GPT2Tokenizer | None, seed: int) -> Res
 
     Raises:
         TypeError: there is no such option.
-        UserError: a value out of its range, or a GenerationConfig that cannot be followed.
+        UserError: a value of another type or out of its range, or a GenerationConfig that cannot
+            be followed.
     """
-    given: dict[str, Any] = dict(options)
-    for name in given:
+    for name in options:
         if name not in Options.__annotations__:
             raise TypeError(f"unknown option {name!r}{nearest(name, Options.__annotations__)}")
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     generation_config = given.pop("generation_config", None)
     if generation_config is not None:
+        if not hasattr(generation_config, "to_diff_dict"):
+            raise UserError(
+                f"generation_config is {generation_config!r}; expected a GenerationConfig of "
+                "transformers"
+            )
         given = generation_options(generation_config) | given
+    _check_kinds(given)
     samples = given.get("num_return_sequences", 1)
     if samples < 1:
         raise UserError(f"the number of samples is {samples}; it must be 1 or greater")
@@ -100,24 +122,42 @@ def resolve(options: Options, tokenizer: GPT2Tokenizer | None, seed: int) -> Res
     stopping = _stopping(given, tokenizer)
     sampling.validate()
     stopping.validate()
-    details = Details(given.get("top_log_probs", 0), given.get("output_logits", False))
+    noted = given.get("top_log_probs", 0)
+    if noted < 0:
+        raise UserError(f"{noted} most probable tokens are asked for; it must be 0 or greater")
+    details = Details(noted, given.get("output_logits", False))
     return Resolved(sampling, stopping, details, samples)
+
+
+def _check_kinds(given: dict[str, Any]) -> None:
+    for name, (kind, called) in _KINDS.items():
+        value = given.get(name)
+        # True is a number to Python; bytes hold numbers.
+        wrong = not isinstance(value, kind) or isinstance(value, bool | bytes)
+        if value is not None and wrong:
+            raise UserError(f"{name} is {value!r}; expected {called}")
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:
     names = ("temperature", "top_k", "top_p", "seed", "top_p_mode", "repetition_penalty")
     processors = tuple(given.get("logits_processor", ()))
+    for processor in processors:
+        if not callable(processor):
+            raise UserError(f"logits processor {processor!r} cannot be called")
     return Sampling(**{n: given[n] for n in names if n in given}, processors=processors)
 
 
 def _stopping(given: dict[str, Any], tokenizer: GPT2Tokenizer | None) -> Stopping:
-    strings = given.get("stop_strings", ())
+    strings, tokens = (
+        (value,) if isinstance(value, str) else tuple(value)
+        for value in (given.get("stop_strings", ()), given.get("stop_tokens", ()))
+    )
     ends: tuple[int, ...] = ()
     if tokenizer is not None:
-        ends = (int(tokenizer.eos_token_id), *token_ids(tokenizer, given.get("stop_tokens", ())))
+        ends = (int(tokenizer.eos_token_id), *token_ids(tokenizer, tokens))
     return Stopping(
         given.get("max_new_tokens", DEFAULT_NEW_TOKENS),
         ends,
         given.get("min_new_tokens", 0),
-        (strings,) if isinstance(strings, str) else tuple(strings),
+        strings,
     )

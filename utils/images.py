@@ -157,8 +157,11 @@ def preprocess(image: Image.Image, resolution: int = 384) -> npt.NDArray[np.floa
         (1, 3, resolution, resolution) float32: normalised red, green and blue planes.
 
     Raises:
-        UserError: so long and narrow that resizing it would need too much memory.
+        UserError: it has no pixels, or is so long and narrow that resizing it would need too much
+            memory.
     """
+    if 0 in image.size:
+        raise UserError(f"the picture has no pixels: its size is {image.size}")
     size = _resized(image.size, resolution)
     if size[0] * size[1] > MAX_PIXELS:
         width, height = image.size

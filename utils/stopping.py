@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
+from utils.tokenizer import encode
 
 if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
@@ -59,6 +61,9 @@ class Stopping:
                 f"at least {self.min_new_tokens} new tokens are asked for; that must lie in 0.."
                 f"{self.max_new_tokens}, the most that are asked for"
             )
+        wrong = next((s for s in self.stop_strings if not isinstance(s, str)), None)
+        if wrong is not None:
+            raise UserError(f"a stop string is {wrong!r}; expected text")
         if not all(self.stop_strings):
             raise UserError("a stop string is empty; every text would end before its first letter")
 
@@ -78,16 +83,17 @@ def token_ids(tokenizer: GPT2Tokenizer, tokens: Iterable[int | str]) -> tuple[in
 
 def _token_id(tokenizer: GPT2Tokenizer, token: int | str) -> int:
     if isinstance(token, str):
-        ids = tokenizer.encode(token, add_special_tokens=False)
+        ids = encode(tokenizer, token)
         if len(ids) != 1:
             raise UserError(
                 f"unknown stop token {token!r}: the tokenizer makes {len(ids)} tokens of it; give "
                 "it as a stop string"
             )
-        return int(ids[0])
-    if isinstance(token, bool) or not 0 <= token < len(tokenizer):
+        return ids[0]
+    known = isinstance(token, Integral) and not isinstance(token, bool)
+    if not known or not 0 <= token < len(tokenizer):
         raise UserError(
-            f"unknown stop token {token}; the tokenizer has the ids 0..{len(tokenizer) - 1}"
+            f"unknown stop token {token!r}; the tokenizer has the ids 0..{len(tokenizer) - 1}"
         )
     return int(token)
 

@@ -86,6 +86,20 @@ def tokenizer_for(checkpoint: Path, real_vocab_size: int) -> GPT2Tokenizer:
     return tokenizer
 
 
+def encode(tokenizer: GPT2Tokenizer, text: str) -> list[int]:
+    """The ids of a text, nothing added.
+
+    Raises:
+        UserError: the text is not valid Unicode.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{text[:40]!r} is not valid text: {error.reason}; use UTF-8") from error
+    # The tokenizer would warn about lengths that check_prompt refuses in its own words.
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds the files of a tokenizer."""
     pair = all((folder / name).is_file() for name in VOCAB_FILES)

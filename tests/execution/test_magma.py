@@ -323,7 +323,7 @@ def test_scores_of_an_answer_are_its_log_probabilities(magma, folder):
     ((score,),) = magma.score(folder / "a.png", "A", [answer.text])
     if score.ids == answer.ids:
         assert_close(np.array(score.log_probs), np.array(answer.log_probs), FLOAT32)
-    shared = magma.score(folder / "a.png", ["A", "B"], [answer.text, " no"])
+    shared = magma.score(folder / "a.png", ["A", "B"], (t for t in [answer.text, " no"]))
     assert [len(line) for line in shared] == [2, 2]
     assert shared[0][0].log_prob == pytest.approx(score.log_prob, rel=1e-4)
 
@@ -339,6 +339,9 @@ def test_the_older_interface_continues_embeddings(magma, folder):
     before = list(inputs)
     embeddings = magma.preprocess_inputs(inputs)
     assert inputs == before
+    assert_close(
+        magma.preprocess_inputs("two words"), magma.embed(prompts="two words")[0][None], FLOAT32
+    )
     length = magma.config.image_tokens + len(magma.tokenizer.encode(inputs[1]))
     assert embeddings.shape == (1, length, magma.config.transformer.hidden_size)
     how: Any = {"temperature": 0, "top_k": 0, "top_p": 0.9}
@@ -355,6 +358,12 @@ def test_the_older_interface_continues_embeddings(magma, folder):
     ("call", "message"),
     [
         (lambda m: m.generate(embeddings=np.zeros((3, 64))), r"shape \(3, 64\)"),
+        (lambda m: m.generate(embeddings=[[[1], [2, 3]]]), "no array of numbers"),
+        (lambda m: m.generate(embeddings="text"), "no array of numbers"),
+        (lambda m: m.score(prompts="A", continuations=None), "nothing to score"),
+        (lambda m: m.score(prompts=["A", "B"], continuations=[[], []]), "nothing to score"),
+        (lambda m: m.score(prompts=["A", "B"], continuations=[" a", [" b"]]), "must be texts"),
+        (lambda m: m.score(prompts="A", continuations=[5]), "must be texts"),
         (lambda m: m.generate(embeddings=np.zeros((1, 3, 63))), "expected .*64"),
         (lambda m: m.generate("a.png", embeddings=np.zeros((1, 3, 64))), "either embeddings"),
         (lambda m: m.generate(embeddings=np.zeros((1, 60, 64)), max_steps=9), "too long"),
