@@ -131,13 +131,15 @@ class SliceWeights(Mapping[str, np.ndarray]):
         self._file = open_checkpoint(path, written_for)
         self._random = RandomTensors(config, dtype=str(config.transformer.precision))
         self._own_encoder = config.visual.width == written_for.visual.width
+        # A model folder has names of its own.
+        self._names = list(self._file if self._own_encoder else self._random)
 
     def __getitem__(self, name: str) -> np.ndarray:
         drawn = name.startswith("image_prefix.") and not self._own_encoder
         return self._random[name] if drawn else self._file[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._random)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._random)
+        return len(self._names)

@@ -153,7 +153,7 @@ class TorchBackend:
     def moved(
         self, tensor: torch.Tensor, memory: np.ndarray, places: Sequence[int]
     ) -> torch.Tensor:
-        """The same strides over other bytes of the host."""
+        """The same strides over other bytes of the host, on the device."""
         # As all tensors of remote memory, not one of inference mode.
         with torch.inference_mode(False):
             parts = [
@@ -162,8 +162,8 @@ class TorchBackend:
             ]
             if isinstance(tensor, QuantisedTensor):
                 codes, scales = parts
-                return QuantisedTensor(codes, scales, tensor.format, tensor.geometry)
-        return parts[0]
+                return self.fetch(QuantisedTensor(codes, scales, tensor.format, tensor.geometry))
+        return self.fetch(parts[0])
 
     def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
         """Whether there is one more axis than in the spec."""

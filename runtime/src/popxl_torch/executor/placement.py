@@ -47,7 +47,15 @@ class Placer:
     def __init__(
         self, planner: Planner, remote: RemoteStore, settings: Settings, device: str
     ) -> None:
-        """``device`` is the session's."""
+        """``device`` is the session's.
+
+        Raises:
+            NotImplementedError: a budget for a device that has memory of its own.
+        """
+        if settings.device_memory and device.startswith("cuda"):
+            raise NotImplementedError(
+                f"device_memory is kept on CPUs only so far, not on {device}; leave it out"
+            )
         self.planner = planner
         self.remote = remote
         self.settings = settings

@@ -17,6 +17,7 @@ import popxl
 import pytest
 from popxl import ops
 from popxl_torch.executor import placement
+from popxl_torch.settings import Settings
 
 SIDE = 64
 LAYERS = 6
@@ -212,6 +213,11 @@ def test_a_budget_that_is_too_small_says_what_is_needed(path: Path):
     model = Model(path, device_memory=budget - SLAB - 1)
     with pytest.raises(popart.session.OutOfMemoryException, match="needed"):
         model.session.__enter__()
+
+
+def test_a_budget_of_a_device_with_memory_of_its_own_is_refused():
+    with pytest.raises(NotImplementedError, match="on CPUs only so far, not on cuda:1"):
+        placement.Placer(None, None, Settings(device_memory=1), "cuda:1")
 
 
 def test_weights_that_are_no_files_are_used_where_they_are(path: Path, rng: np.random.Generator):
