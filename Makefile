@@ -19,7 +19,7 @@ NATIVE := $(wildcard runtime/src/popxl_torch/kernels/native/*.cpp runtime/src/po
 BENCHES := benchmarks.bench_plan_overhead benchmarks.bench_tensor_parallel \
 	runtime.benchmarks.bench_kernels runtime.benchmarks.bench_attention \
 	runtime.benchmarks.bench_quantised
-LONG_BENCHES := benchmarks.bench_first_token benchmarks.bench_generation
+LONG_BENCHES := benchmarks.bench_first_token benchmarks.bench_generation benchmarks.bench_memory
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

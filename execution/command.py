@@ -57,8 +57,8 @@ def _add_model_options(parser: ArgumentParser) -> None:
     model.add_argument(
         "--device_memory",
         metavar="SIZE",
-        help="what may be taken of the device's memory (on a CPU: anonymous memory), such as 2GiB, "
-        "or auto for what is free (default: no limit)",
+        help="anonymous memory that may be taken, such as 2GiB, or auto for what is free; on CPUs "
+        "only so far (default: no limit)",
     )
     model.add_argument(
         "--weights",

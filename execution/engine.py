@@ -22,8 +22,8 @@ class EngineOptions:
 
     Attributes:
         device: such as "cpu" and "cuda:0".
-        device_memory: what a session may take of the device's memory, on a CPU of anonymous memory:
-            bytes, or text such as "2GiB" and "auto".
+        device_memory: what a session may take of anonymous memory, on CPUs only so far: bytes, or
+            text such as "2GiB" and "auto".
         weights: one of WEIGHTS; "read" keeps what fits the budget and reads the rest for each use.
         trace: file to which the time and bytes of each phase are written after every run.
         memory_plan: file to which is written what is kept where.

@@ -116,8 +116,8 @@ class Magma:
                 token.
             trace: folder in which each program writes the time and bytes of its phases, and what
                 it keeps where.
-            device_memory: what a program may take of the device's memory, on a CPU of anonymous
-                memory: bytes, or a text such as "2GiB" or "auto". By default there is no limit.
+            device_memory: what a program may take of anonymous memory, on CPUs only so far: bytes,
+                or a text such as "2GiB" or "auto". By default there is no limit.
             weights: "mapped" uses them where their files are mapped, on a CPU the default; "read"
                 keeps as much in memory as ``device_memory`` allows and reads the rest from the
                 files for each use.

@@ -32,7 +32,7 @@ class Settings:
         join_shards: whether matmuls over shards of one matrix are joined.
         fuse: which fusions are made (see passes/pipeline.py), of :data:`FUSIONS`. As text, names
             with commas between them, ``all`` or ``none``.
-        device_memory: bytes that a session may take on the device, on a CPU of anonymous memory; 0
+        device_memory: bytes of anonymous memory that a session may take, on CPUs only so far; 0
             for no limit, :data:`AUTO` for what is free. As text, a number of bytes, a number with a
             unit such as 512MiB or 2GiB, or ``auto``.
         weights: ``mapped``: on a CPU weights are used where their files are mapped; ``read``: they
