@@ -1,6 +1,6 @@
 """Evaluate MAGMA on a dataset: captions or questions, answers kept as they come, scores, a page.
 
-python evaluate.py captions data/coco_val --out results/coco
+python evaluate.py captions data/coco_val --model magma_v1_500 --out results/coco
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ examples:
   python evaluate.py vqa data/vqa_val --model checkpoints/magma --out results/vqa4 \\
       --train data/vqa_train --shots 4
       answers behind four examples, each a picture, its question and its answer
-  python evaluate.py captions data/coco_val --out results/try --limit 100 --skip_bad
+  python evaluate.py captions data/mine --out results/try --limit 100 --skip_bad
       the first hundred samples, without those that cannot be read
 
 OUT gets results.jsonl (a line for each answer), scores.json and report.html (open it in a browser).
@@ -92,7 +92,7 @@ def _add_model_options(group: Any) -> None:
         "--model",
         default=SHIPPED_PRESET,
         metavar="PATH_OR_PRESET",
-        help="model folder, checkpoint or preset (default: %(default)s)",
+        help="model folder, checkpoint or preset (default: %(default)s, which ships with this)",
     )
     group.add_argument("--config", metavar="PRESET", help="the checkpoint's, if it is no folder")
     group.add_argument("--device", help="such as cpu or cuda:0")
@@ -208,7 +208,7 @@ def _answer_rest(
     with magma, bar:
         for batch in answer_all(magma, task, left, examples, bad, options.batch, length):
             kept.add(batch)
-            bar.update(len(batch))
+            bar.update(min(options.batch, bar.total - bar.n))
 
 
 def _write_scores(
@@ -230,7 +230,7 @@ def _write_scores(
         Shown(result, sample.picture, _of_sample(scored, number))
         for number, (result, sample) in enumerate(pairs[: options.shown])
     ]
-    title = f"{options.task}: {options.data.name}"
+    title = f"{options.task}: {options.data}"
     page = report_page(title, totals, _settings(options), shown, len(pairs))
     with atomic_file(options.out / "report.html") as file:
         file.write(page.encode(errors="replace"))

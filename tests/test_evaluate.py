@@ -18,7 +18,18 @@ from tests.datasets import captions, question, write_dataset
 from utils.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
-QUIET = ("--metrics", "bleu", "--max_out_tokens", "3", "--batch", "2", "--log_level", "ERROR")
+QUIET = (
+    "--metrics",
+    "bleu",
+    "--model",
+    "tiny",
+    "--max_out_tokens",
+    "3",
+    "--batch",
+    "2",
+    "--log_level",
+    "ERROR",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +162,7 @@ def test_bad_samples_are_left_out_on_demand(data: Path, tmp_path: Path, capsys):
         (["vqa", "DATA", "--prompt", "What?"], "--prompt of vqa must say"),
         (["vqa", "DATA"], '0.json: "metadata" has no "question"'),
         (["nonsense", "DATA"], "invalid choice"),
+        (["captions", "DATA", "--model"], "--model: expected one argument (--help explains)"),
         (["captions", "DATA", "--metrics", "bleu", "--model", "no/such"], "no such checkpoint"),
         (["captions", "none", "--metrics", "bleu"], "none: is no dataset"),
         (
@@ -161,7 +173,9 @@ def test_bad_samples_are_left_out_on_demand(data: Path, tmp_path: Path, capsys):
 )
 def test_wrong_input_ends_with_one_line(arguments, message, data: Path, tmp_path: Path, capsys):
     arguments = [str(data) if text == "DATA" else text for text in arguments]
-    assert evaluate.main([*arguments, "--out", str(tmp_path / "out"), "--log_level", "ERROR"]) == 2
+    arguments += ["--out", str(tmp_path / "out"), "--log_level", "ERROR"]
+    arguments += [] if "--model" in arguments else ["--model", "tiny"]
+    assert evaluate.main(arguments) == 2
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
     assert message in line
 
