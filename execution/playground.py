@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from execution.magma import Magma
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "world"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _PREVIEW = 384
 """Pixels of the preview's longer side."""
 
 
 def read_phases(folder: Path) -> dict[str, PhaseRow]:
-    """The phases of all traces in a folder by name, in the order they first ran."""
+    """The phases of all traces of a model by name, in the order they first ran."""
     phases: dict[str, PhaseRow] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("batch_*.json")):  # beside them lie plans of memory
         for row in read_trace(path) or ():
             old = phases.get(row.name, PhaseRow(row.name, 0, 0, 0.0))
             phases[row.name] = _plus(row, old, 1)

@@ -26,7 +26,7 @@ from execution.report import PhaseRow
 from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
 
-PICTURE = EXAMPLES / "lake_cabin.jpg"
+PICTURE = EXAMPLES / "02.jpg"
 
 
 @pytest.fixture(scope="module")
