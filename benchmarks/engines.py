@@ -138,6 +138,9 @@ class SliceWeights(Mapping[str, np.ndarray]):
         drawn = name.startswith("image_prefix.") and not self._own_encoder
         return self._random[name] if drawn else self._file[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._random or name in self._file
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

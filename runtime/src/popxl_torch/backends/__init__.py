@@ -11,7 +11,7 @@ def make_backend(settings: Settings, replicas: int) -> Backend:
     if settings.backend == "null":
         from popxl_torch.backends.null_backend import NullBackend
 
-        return NullBackend(replicas)
+        return NullBackend(replicas, settings.device)
     from popxl_torch.backends.torch_backend import TorchBackend
 
     return TorchBackend(settings, replicas)

@@ -23,13 +23,17 @@ class NullTensor:
 
 
 class NullBackend:
-    """See :class:`popxl_torch.backends.base.Backend`. Every one-element value reads as zero."""
+    """See :class:`popxl_torch.backends.base.Backend`. Every one-element value reads as zero.
+
+    It stands for any device: plans for one that has a memory of its own load weights.
+    """
 
     name = "null"
-    shares_host = True
 
-    def __init__(self, replicas: int) -> None:
+    def __init__(self, replicas: int, device: str = "") -> None:
         self.replicas = replicas
+        self.device = device or "null"
+        self.shares_host = not device.startswith("cuda")
 
     def from_host(self, array: np.ndarray, spec: Spec) -> NullTensor:
         """The spec; the data are not touched."""
