@@ -59,8 +59,7 @@ OUT gets results.jsonl (a line for each answer), scores.json and report.html (op
 Run the same command again after a stop: answers that are there are kept. With other settings name
 another OUT.
 
-Scores are times 100. BLEU needs sacrebleu, CIDEr and ROUGE-L need pycocoevalcap (104 MB):
-  pip install sacrebleu; pip install --no-deps pycocoevalcap
+Scores are times 100: BLEU by sacrebleu, CIDEr and ROUGE-L by pycocoevalcap.
 A reference that begins with the prompt of captions is compared without it. In the prompt of vqa,
 {QUESTION} is the question. Wrong input ends with one line "error: ..." and status 2.
 """
