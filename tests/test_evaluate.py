@@ -194,5 +194,11 @@ def test_help_teaches(capsys):
         evaluate.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for part in ("examples:", "--shots", "results.jsonl", "pycocoevalcap", "A picture of (captions)"):
+    for part in (
+        "examples:",
+        "--shots",
+        "results.jsonl",
+        "pycocoevalcap",
+        "A picture of (captions)",
+    ):
         assert part in text
