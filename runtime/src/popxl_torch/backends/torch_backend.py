@@ -13,6 +13,7 @@ import torch
 from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
 from popxl_torch.kernels import KernelEntry, Site, kernel_entry, kernel_kinds
+from popxl_torch.kernels.native import native
 from popxl_torch.kernels.quantised import QuantisedTensor, from_storage
 from popxl_torch.kernels.storage import storage_dtype
 from popxl_torch.plan.steps import Operand, Step
@@ -56,6 +57,7 @@ class TorchBackend:
 
     def __init__(self, settings: Settings, replicas: int) -> None:
         self.device = pick_device(settings.device)
+        native()  # now rather than in a run: it may refuse what the environment asks for
         self.shares_host = self.device.type == "cpu"
         self.fast = settings.arithmetic == "fast"
         self.replicas = replicas

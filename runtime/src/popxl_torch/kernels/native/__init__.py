@@ -161,7 +161,7 @@ def native() -> Native | None:
     only = "" if wanted in ("", "1", "on", "true") else wanted
     names = _sets(functions)
     if only and only not in names:
-        raise ValueError(f"{SWITCH} is {wanted!r}; here it may be 0, 1 or one of {names}.")
+        raise ValueError(f"{SWITCH} is {wanted!r}; here it may be 0, 1 or one of {tuple(names)}.")
     for name, index in names.items():
         if not only or name == only:
             return Native(name, index, functions, _fork())
