@@ -111,27 +111,45 @@ def host_pow2scale_cast_from_fp8(
     return values[src[names[0]]]
 
 
+def find_exponential_range(fp_def: FpDef) -> tuple[int, int]:
+    """(lowest, highest) exponent e for which the format has a value of 2**e."""
+    bits, mantissa, bias, denormals, nans = fp_def
+    lowest = 1 - bias - (mantissa if denormals else 0)
+    return lowest, (1 << bits) - 1 - bias - bool(nans)
+
+
 class CandidateConfig:
-    """A float8 format that a histogram of values is measured against."""
+    """A float8 format that a histogram of values is measured against.
+
+    Attributes:
+        format: name of the float8 dtype.
+        exponent_size, mantissa_size, fix_exponent_bias: fields of the float8 definition.
+        quantisation_error: relative squared error, 2 ** (-2 * (bits of mantissa that are lost)).
+        format_span: number of powers of two that float8 has values for.
+        num_exp_src: the same of the values' format.
+        min_src_exp_index, max_src_exp_index: places, among the values' powers of two, where
+            float8's powers begin under the extreme scales; beyond the ends where there are none.
+    """
 
     def __init__(self, format: str, src_ftype: FpDef, dest_ftype: FpDef, src_type: Any) -> None:
         """Args:
         format: name of the float8 dtype.
         src_ftype: definition of the values' format.
         dest_ftype: definition of the float8 format.
-        src_type: NumPy dtype of the values.
+        src_type: NumPy dtype of the values; their format says all that counts.
         """
         self.format = format
-        self.src_ftype = src_ftype
-        self.dest_ftype = dest_ftype
-        self.src_type = src_type
-
-
-def find_exponential_range(fp_def: FpDef) -> tuple[int, int]:
-    """(lowest, highest) exponent e for which the format has a value of 2**e."""
-    bits, mantissa, bias, denormals, nans = fp_def
-    lowest = 1 - bias - (mantissa if denormals else 0)
-    return lowest, (1 << bits) - 1 - bias - bool(nans)
+        self.exponent_size = dest_ftype.num_exp_bits
+        self.mantissa_size = dest_ftype.num_mantissa_bits
+        self.fix_exponent_bias = dest_ftype.fix_exponent_bias
+        lost = src_ftype.num_mantissa_bits - dest_ftype.num_mantissa_bits
+        self.quantisation_error = 2.0 ** (-2 * lost)
+        low, high = find_exponential_range(dest_ftype)
+        src_low, src_high = find_exponential_range(src_ftype)
+        self.format_span = high - low + 1
+        self.num_exp_src = src_high - src_low + 1
+        self.min_src_exp_index = low + min_scaling_bias - src_low
+        self.max_src_exp_index = low + max_scaling_bias - src_low
 
 
 def log_histogram(src: np.ndarray, ftype: FpDef) -> tuple[np.ndarray, np.ndarray]:

@@ -56,12 +56,16 @@ def get_function_hash(fn: Any, *args: Any, **kwargs: Any) -> int:
 
 
 class GraphCache:
-    """Makes a graph once for each Ir, function, placement and arguments."""
+    """Makes a graph once for each Ir, function, placement and arguments.
+
+    An Ir owns its graphs, and each graph refers to its Ir: a cache that held graphs would keep
+    every program alive.
+    """
 
     def __init__(self) -> None:
-        self._graphs: weakref.WeakKeyDictionary[popxl.Ir, dict[int, popxl.Graph]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._graphs: weakref.WeakKeyDictionary[
+            popxl.Ir, weakref.WeakValueDictionary[int, popxl.Graph]
+        ] = weakref.WeakKeyDictionary()
 
     def create_graph(self, fn: Any, *args: Any, **kwargs: Any) -> popxl.Graph:
         """The graph of `fn` for these arguments, made if there is none yet.
@@ -70,11 +74,12 @@ class GraphCache:
             TypeError: an argument is not hashable.
         """
         ir = popxl.gcg().ir
-        graphs = self._graphs.setdefault(ir, {})
+        graphs = self._graphs.setdefault(ir, weakref.WeakValueDictionary())
         key = get_function_hash(fn, *args, **kwargs)
-        if key not in graphs:
-            graphs[key] = ir.create_graph(fn, *args, **kwargs)
-        return graphs[key]
+        graph = graphs.get(key)
+        if graph is None:
+            graph = graphs[key] = ir.create_graph(fn, *args, **kwargs)
+        return graph
 
 
 def function(fn: Callable[..., Any]) -> Callable[..., tuple[popxl.Tensor, ...]]:

@@ -153,6 +153,24 @@ def test_exponents_of_a_format(definition: Any, expected: tuple[int, int]):
     assert fp8_utils.find_exponential_range(definition) == expected
 
 
+def test_a_format_against_another():
+    """float8's powers of two, from the least scale to the greatest, among those of float32."""
+    made = fp8_utils.CandidateConfig(
+        "float8_143", fp8_utils.ieee_fp32_no_denorms, fp8_utils.float8_143_def, np.float32
+    )
+    assert vars(made) == {
+        "format": "float8_143",
+        "exponent_size": 4,
+        "mantissa_size": 3,
+        "fix_exponent_bias": 8,
+        "quantisation_error": 2.0**-40,
+        "format_span": 18,
+        "num_exp_src": 254,
+        "min_src_exp_index": 85,
+        "max_src_exp_index": 147,
+    }
+
+
 def test_histogram():
     x = np.array([0.0, 1.0, -1.5, 1.99, 2.0, np.inf, np.nan, 60000.0])
     counts, limits = fp8_utils.log_histogram(x, fp8_utils.ieee_fp16_denorms)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import popxl
 import pytest
@@ -57,6 +60,23 @@ def test_each_program_has_its_own_graphs():
             graphs.append(cache.create_graph(scale, spec))
     assert graphs[1].ir == programs[1]
     assert graphs[2] is graphs[0]
+
+
+def test_a_cache_keeps_no_program_alive():
+    cache = GraphCache()
+
+    def graph_of_a_program() -> weakref.ref[popxl.Graph]:
+        other = popxl.Ir()
+        with other.main_graph:
+            spec = popxl.TensorSpec((2,), popxl.float32)
+            graph = weakref.ref(cache.create_graph(scale, spec))
+            gc.collect()
+            assert cache.create_graph(scale, spec) is graph()  # while the program lives
+        return graph
+
+    graph = graph_of_a_program()
+    gc.collect()
+    assert graph() is None
 
 
 def test_containers_and_graphs_are_hashed_by_content(ir: popxl.Ir, x: popxl.Tensor):

@@ -196,3 +196,31 @@ def test_a_collective_that_only_some_replicas_reach_is_an_error() -> None:
         np.testing.assert_array_equal(got, [3, 3])
         with pytest.raises(Exception, match=r"[Cc]ollective"):
             session.run({stream: np.array([1.0, -2.0], "float32")})
+
+
+def test_choices_in_a_loop_change_what_it_refers_to() -> None:
+    """A conditional picks a value from a table; the loop adds it to a tensor of the caller."""
+    ir = popxl.Ir(replication=2)
+    with ir.main_graph, popxl.in_sequence():
+        start = popxl.h2d_stream((), popxl.int32)
+        total = popxl.variable(np.zeros(3, "f4"), name="total")
+        table = popxl.constant(np.arange(12, dtype="f4").reshape(4, 3))
+
+        def body(i: popxl.Tensor, table: popxl.Tensor, total: popxl.TensorByRef):
+            chosen = ops.gather(table, i % 4)
+            double = ir.create_graph(lambda t: t * 2.0, chosen)
+            negate = ir.create_graph(lambda t: -t, chosen)
+            odd = ops.equal(i % 2, popxl.constant(1))
+            (value,) = ops.conditional(odd, double, negate, [chosen], [chosen])
+            ops.add_(total, value)
+            return i + 1
+
+        i = ops.host_load(start)
+        (last,) = ops.repeat(ir.create_graph(body, i, table, total), 5, i, table, total)
+        total = total + 0.0
+    found = _run(ir, {"last": last, "sum": total}, {start: np.array([0, 3], "i4")})
+    np.testing.assert_array_equal(found["last"], [5, 8])
+    rows = np.arange(12).reshape(4, 3)
+    for replica, first in enumerate((0, 3)):
+        want = sum(rows[i % 4] * (2 if i % 2 else -1) for i in range(first, first + 5))
+        np.testing.assert_array_equal(found["sum"][replica], want)
