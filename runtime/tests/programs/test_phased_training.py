@@ -314,3 +314,35 @@ def test_stages_that_detach(rng: np.random.Generator) -> None:
         np.testing.assert_allclose(got, w.grad.numpy() / steps, **TOLERANCE)
         dx, x = x.grad, y
     np.testing.assert_allclose(found, dx.numpy(), **TOLERANCE)
+
+
+def test_steps_with_infinite_gradients_are_skipped() -> None:
+    """The scale of the loss halves instead, on all replicas, if any of them overflows."""
+    ir = popxl.Ir(replication=2)
+    with ir.main_graph, popxl.in_sequence():
+        stream = popxl.h2d_stream((4,), popxl.float16)
+        weight = popxl.variable(np.ones(4, "f2"))
+        scale = popxl.variable(np.float32(1024))
+        grad = ops.cast(ops.host_load(stream), popxl.float32)
+        grad = ops.collectives.replicated_all_reduce(grad, "mean")
+        finite = ops.logical_not(ops.isinf(ops.sum(grad * grad)))
+
+        def update(w: popxl.Tensor, g: popxl.Tensor, s: popxl.Tensor):
+            return w - ops.cast(g / s, popxl.float16), s + 0.0
+
+        def skip(w: popxl.Tensor, s: popxl.Tensor):
+            return w + 0.0, s * 0.5
+
+        branches = (
+            ir.create_graph(update, weight, grad, scale),
+            ir.create_graph(skip, weight, scale),
+        )
+        chosen = ops.conditional(finite, *branches, [weight, grad, scale], [weight, scale])
+        for variable, value in zip((weight, scale), chosen, strict=True):
+            ops.var_updates.copy_var_update_(variable, value)
+    session = popxl.Session(ir, "ipu_hw")
+    with session:
+        for size in (1024, np.inf, 512):
+            session.run({stream: np.stack([np.zeros(4, "f2"), np.full(4, 2 * size, "f2")])})
+    np.testing.assert_array_equal(session.get_tensor_data(weight), np.full(4, -1))
+    assert session.get_tensor_data(scale) == 512
