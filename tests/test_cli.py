@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -461,7 +462,15 @@ def test_answers_are_printed_in_order_as_they_come(
     assert lines == ["prompt:    a", *answers, "prompt:    b", *answers]
 
 
-@pytest.mark.usefixtures("_cache")
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, though a test run in the background may have been told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_cache", "_interruptible")
 def test_an_interrupted_run_keeps_its_text(
     picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
