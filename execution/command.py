@@ -275,12 +275,17 @@ class Printer:
     def run(self) -> None:
         """Makes and prints all answers; when interrupted, prints what there is first."""
         try:
+            # What is logged while the program is made comes before the first line, not into it.
+            next(self._stream, None)
             self._begin()
+            self._end_finished()
             for piece in self._stream:
                 self._show(piece)
             self._end_finished()
         except KeyboardInterrupt:
             with suppress(KeyboardInterrupt):
+                if self._current < 0:
+                    self._begin()
                 self._print_rest()
             raise
 
