@@ -6,8 +6,8 @@ d head size, i image tokens, r replicas.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import popxl
 from popxl import ops
@@ -15,6 +15,9 @@ from popxl import ops
 from config.config import MagmaConfig
 from modelling.gptj.decoder import DecoderBlock
 from modelling.gptj.positions import Place
+
+Remember = Callable[..., tuple[popxl.Tensor, popxl.Tensor]]
+"""From keys and values, and where they belong, to those that are attended to."""
 
 
 @dataclass(frozen=True)
@@ -159,15 +162,15 @@ def write(
 class CachedBlock(DecoderBlock):
     """A decoder block whose keys and values are remembered."""
 
-    def __init__(self, config: MagmaConfig, cache: KeyValueCache):
+    def __init__(self, config: MagmaConfig, remember: Remember):
         """Fixes the sizes.
 
         Args:
             config: Of the whole model.
-            cache: Where keys and values are kept.
+            remember: What to do with keys and values; which to attend to.
         """
         super().__init__(config.transformer)
-        self.cache = cache
+        self.remember = remember
 
     # A graph's inputs are tensors, so the parts of the place come one by one.
     def build(  # type: ignore[override]
@@ -176,85 +179,25 @@ class CachedBlock(DecoderBlock):
         sin: popxl.Tensor,
         cos: popxl.Tensor,
         visible: popxl.Tensor,
-        start: popxl.Tensor,
-        block: popxl.Tensor,
+        *where: popxl.Tensor,
     ) -> popxl.Tensor:
-        """One block over m slots of growing sequences.
+        """One block over m slots of some sequences.
 
         Args:
             x: (b·m, h), equal on all replicas.
             sin: See :class:`modelling.gptj.positions.Place`, as for the next two.
             cos: (b·m, rotary_dim / 2).
             visible: (b, 1, m, k).
-            start: (1,) int32, the first of the m slots.
-            block: () int32, the number of the block.
+            where: What ``remember`` takes behind keys and values, the number of the block last.
 
         Returns:
             (b·m, h), equal on all replicas.
         """
-        b, _, _, k = visible.shape
-        remember = partial(self.cache.remember, start=start, block=block, k=k)
-        return super().build(x, Place(b, sin, cos, visible, remember))
 
+        def remember(keys: popxl.Tensor, values: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
+            return self.remember(keys, values, *where)
 
-class PromptBlock(CachedBlock):
-    """A decoder block over whole prompts of some sequences."""
-
-    def build(  # type: ignore[override]
-        self,
-        x: popxl.Tensor,
-        sin: popxl.Tensor,
-        cos: popxl.Tensor,
-        visible: popxl.Tensor,
-        first: popxl.Tensor,
-        block: popxl.Tensor,
-    ) -> popxl.Tensor:
-        """One block over the first m slots of neighbouring sequences.
-
-        Args:
-            x: (b·m, h), equal on all replicas.
-            sin: See :class:`modelling.gptj.positions.Place`, as for the next two.
-            cos: (b·m, rotary_dim / 2).
-            visible: (b, 1, m, m).
-            first: (1,) int32, the first of the b sequences.
-            block: () int32, the number of the block.
-
-        Returns:
-            (b·m, h), equal on all replicas.
-        """
-        fill = partial(self.cache.fill, first=first, block=block)
-        return DecoderBlock.build(self, x, Place(visible.shape[0], sin, cos, visible, fill))
-
-
-class SharedBlock(CachedBlock):
-    """A decoder block over one prompt, whose keys and values several sequences get."""
-
-    def build(  # type: ignore[override]
-        self,
-        x: popxl.Tensor,
-        sin: popxl.Tensor,
-        cos: popxl.Tensor,
-        visible: popxl.Tensor,
-        sequences: popxl.Tensor,
-        start: popxl.Tensor,
-        block: popxl.Tensor,
-    ) -> popxl.Tensor:
-        """One block over a whole prompt of at most m slots.
-
-        Args:
-            x: (m, h), equal on all replicas.
-            sin: See :class:`modelling.gptj.positions.Place`, as for the next two.
-            cos: (m, rotary_dim / 2).
-            visible: (1, 1, m, m).
-            sequences: (b,) int32, see :meth:`KeyValueCache.give`.
-            start: (1,) int32, the slot of the first of the m in those sequences.
-            block: () int32, the number of the block.
-
-        Returns:
-            (m, h), equal on all replicas.
-        """
-        give = partial(self.cache.give, sequences=sequences, start=start, block=block)
-        return DecoderBlock.build(self, x, Place(1, sin, cos, visible, give))
+        return super().build(x, Place(visible.shape[0], sin, cos, visible, remember))
 
 
 @dataclass(frozen=True)

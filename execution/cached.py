@@ -25,7 +25,7 @@ from popxl import ops
 from config.config import MagmaConfig
 from execution.branches import choose
 from execution.buckets import prompt_buckets, read_buckets, score_buckets
-from execution.cache import CachedBlock, KeptRows, KeyValueCache, PromptBlock, SharedBlock
+from execution.cache import CachedBlock, KeptRows, KeyValueCache, Remember
 from execution.engine import ENGINE_CHOICE, EngineOptions
 from execution.phases import (
     EMBEDDING_KEYS,
@@ -128,7 +128,7 @@ class _CachedProgram:
         words, hidden = popxl.TensorSpec((b,), popxl.int32), self._hidden(b)
         self.embedding = self._phase(Embeddings(lm), [words], EMBEDDING_KEYS)
         # Each length gets a graph of its own for these weights.
-        block = CachedBlock(config, self.cache)
+        block = CachedBlock(config, partial(self.cache.remember, k=config.total_tokens))
         specs = [*self._place(b, 1, config.total_tokens), _number(1), _number()]
         self.decoder = self._phase(block, specs, decoder_keys(lm), numbered=True)
         self.lm_head = self._phase(LMHead(lm), [hidden], HEAD_KEYS)
@@ -223,15 +223,15 @@ class _CachedProgram:
     def _prefill(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
         # Slots behind a prompt are filled too; they are written to again before they are read.
         pads = ops.host_load(self.inputs.pads)
-        block = PromptBlock(self.config, self.cache)
-        firsts = np.cumsum([0, *self._parts()[:-1]], dtype=np.int32)
-        logits = self._read_prompts(pads, m, length, block, popxl.constant(firsts, name="firsts"))
+        sizes = self._parts()
+        firsts = np.cumsum([0, *sizes[:-1]], dtype=np.int32)
+        where = popxl.constant(firsts, name="firsts")
+        logits = self._read_prompts(pads, m, length, self.cache.fill, where, sizes=sizes)
         ops.host_store(self.outputs.logits, logits)
 
     def _shared_prefill(self, m: int, length: popxl.Tensor, start: popxl.Tensor) -> None:
         pads, sequences = (ops.host_load(s) for s in (self.inputs.pads, self.inputs.sequences))
-        block = SharedBlock(self.config, self.cache)
-        logits = self._read_prompts(pads[:1], m, length, block, sequences, start)
+        logits = self._read_prompts(pads[:1], m, length, self.cache.give, sequences, start)
         ops.host_store(self.outputs.logits, ops.concat([logits] * self.config.batch, axis=0))
 
     def _read_prompts(
@@ -239,8 +239,9 @@ class _CachedProgram:
         pads: popxl.Tensor,
         m: int,
         length: popxl.Tensor,
-        block: CachedBlock,
-        *fixed: popxl.Tensor,
+        remember: Remember,
+        *where: popxl.Tensor,
+        sizes: Sequence[int] = (),
     ) -> popxl.Tensor:
         """Logits behind as many prompts as there are pads; see :meth:`_blocks` for the rest."""
         b, first = pads.shape[0], popxl.constant([0], popxl.int32, "first")
@@ -248,7 +249,7 @@ class _CachedProgram:
         with popxl.name_scope("prefill/embedding"):
             x = self._embeddings(b, m)
         with popxl.name_scope("prefill/decoder"):
-            x = self._blocks(x, place, block, *fixed)
+            x = self._blocks(x, place, remember, *where, sizes=sizes)
         with popxl.name_scope("prefill/lm_head"):
             x = ops.reshape(x, (b, m, x.shape[1]))
             last = ops.reshape(length - 1, (1,))
@@ -266,7 +267,7 @@ class _CachedProgram:
         with popxl.name_scope("decode/embedding"):
             x = call_phase(self.embedding, words[: self.config.batch])
         with popxl.name_scope("decode/decoder"):
-            x = self._blocks(x, place, CachedBlock(self.config, self.cache), start)
+            x = self._blocks(x, place, partial(self.cache.remember, k=k), start)
         with popxl.name_scope("decode/lm_head"):
             ops.host_store(self.outputs.logits, call_phase(self.lm_head, x))
 
@@ -278,7 +279,7 @@ class _CachedProgram:
         with popxl.name_scope("score/embedding"):
             x = self._embeddings(b, m)
         with popxl.name_scope("score/decoder"):
-            x = self._blocks(x, place, CachedBlock(self.config, self.cache), start)
+            x = self._blocks(x, place, partial(self.cache.remember, k=slots), start)
         with popxl.name_scope("score/lm_head"):
             found = self._log_probs(x, ops.reshape(targets[:, :m], (b * m,)))
             rest = np.zeros((b, targets.shape[1] - m), np.float32)
@@ -316,27 +317,38 @@ class _CachedProgram:
         self,
         x: popxl.Tensor,
         place: tuple[popxl.Tensor, popxl.Tensor, popxl.Tensor],
-        block: CachedBlock,
-        *fixed: popxl.Tensor,
+        remember: Remember,
+        *where: popxl.Tensor,
+        sizes: Sequence[int] = (),
     ) -> popxl.Tensor:
-        """All decoder blocks over the slots of a place; then what else this kind of block needs."""
+        """All decoder blocks over the slots of a place.
+
+        Args:
+            x: (b·m, h).
+            place: See :class:`modelling.gptj.positions.Place`.
+            remember: See :class:`execution.cache.CachedBlock`.
+            where: What it takes, but for the number of the block.
+            sizes: So many sequences at a time; each of ``where`` then has a row for each part.
+        """
         b, _, m, k = place[-1].shape
-        if isinstance(block, PromptBlock):
-            phases = {
-                size: self._resized(
-                    self.decoder, block, [*self._place(size, m, k), _number(1), _number()]
-                )
-                for size in set(self._parts())
-            }
-            parts = [phases[size] for size in self._parts()]
-            return call_phase_in_parts(parts, x, *place, *fixed)
-        specs = [*self._place(b, m, k), *(tensor.spec for tensor in fixed), _number()]
-        return call_phase(self._resized(self.decoder, block, specs), x, *place, *fixed)
+        sizes = sizes or [b]
+        rows = [popxl.TensorSpec(_part_of(t.shape, len(sizes)), t.dtype) for t in where]
+        block = CachedBlock(self.config, remember)
+        phases = {
+            size: self._resized(self.decoder, block, [*self._place(size, m, k), *rows, _number()])
+            for size in set(sizes)
+        }
+        return call_phase_in_parts([phases[size] for size in sizes], x, *place, *where)
 
     def _parts(self) -> list[int]:
         """How many prompts a block reads at a time, so that its activations find room."""
         b, most = self.config.batch, self.config.transformer.execution.prompts_at_once
         return [len(part) for part in np.array_split(np.arange(b), -(-b // most))]
+
+
+def _part_of(shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """The shape of each of some equal parts along axis 0."""
+    return shape if parts == 1 else (shape[0] // parts, *shape[1:])
 
 
 def _number(*shape: int) -> popxl.TensorSpec:
