@@ -142,9 +142,7 @@ def main() -> None:
         samples |= apart(write, path, config)
     samples |= apart(run, path, config, options.tokens)
     outcome = result(options.config, config, path, samples)
-    record.keep(outcome, [before, machine.measure_rates()])
-    print(outcome.title)
-    print(table.markdown(outcome.columns, outcome.rows))
+    table.publish(outcome, [before, machine.measure_rates()])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import generation_parts, record, table
+from benchmarks import generation_parts, table
 from benchmarks.generation_peers import AVX2_ONLY, ENGINES, Setup, beside_peers
 
 CACHE = Path(__file__).parents[1] / "cache" / "generation"
@@ -90,10 +90,7 @@ def main() -> None:
     try:
         for part in options.parts:
             for outcome, turns in PARTS[part](setup):
-                record.keep(outcome, turns.frame())
-                print(outcome.title)
-                print(table.markdown(outcome.columns, outcome.rows), flush=True)
-                print(*(f"- {note}" for note in outcome.notes), sep="\n", end="\n\n", flush=True)
+                table.publish(outcome, turns.frame())
     finally:
         if not options.keep:
             for suffix in ("pt", "gguf"):

@@ -274,10 +274,7 @@ def main() -> None:
     try:
         for part in options.parts:
             result, turns = PARTS[part](setup)
-            record.keep(result, turns.frame())
-            print(result.title)
-            print(table.markdown(result.columns, result.rows), flush=True)
-            print(*(f"- {note}" for note in result.notes), sep="\n", end="\n\n", flush=True)
+            table.publish(result, turns.frame())
     finally:
         if not options.keep:
             for storage in setup.storage:

@@ -107,9 +107,7 @@ def main() -> None:
             " themselves are in it.",
         ),
     )
-    record.keep(outcome, [before, machine.measure_rates()])
-    print(outcome.title)
-    print(table.markdown(outcome.columns, outcome.rows))
+    table.publish(outcome, [before, machine.measure_rates()])
 
 
 if __name__ == "__main__":

@@ -124,9 +124,7 @@ def main() -> None:
             " made in turn; that of the least times is less disturbed by other work.",
         ),
     )
-    record.keep(outcome, [before, machine.measure_rates()])
-    print(outcome.title)
-    print(table.markdown(outcome.columns, outcome.rows))
+    table.publish(outcome, [before, machine.measure_rates()])
 
 
 if __name__ == "__main__":

@@ -178,10 +178,7 @@ def _run(argv: Sequence[str] | None) -> None:
     pairs = read_pairs(Path(options.data))
     checkpoint = open_checkpoint(options.checkpoint, config)
     result = measure(checkpoint, config, pairs, tuple(options.quantise))
-    record.keep(result, [machine.measure_rates()])
-    print(result.title)
-    print(table.markdown(result.columns, result.rows))
-    print("\n".join(result.notes))
+    table.publish(result, [machine.measure_rates()])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

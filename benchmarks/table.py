@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
+from benchmarks import machine, record
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -37,6 +37,13 @@ def _module(content: dict[str, Any]) -> str:
     """What to run: benchmarks of the runtime's own are named by their whole path."""
     command = content.get("command") or content["bench"]
     return command if command.startswith("runtime.") else f"benchmarks.{command}"
+
+
+def publish(result: record.Result, rates: list[machine.Rates]) -> None:
+    """Keeps a result, and prints its title, table and notes."""
+    record.keep(result, rates)
+    print(result.title, markdown(result.columns, result.rows), sep="\n")
+    print(*(f"- {note}" for note in result.notes), sep="\n", end="\n\n", flush=True)
 
 
 def section(content: dict[str, Any]) -> str:

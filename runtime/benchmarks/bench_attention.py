@@ -131,9 +131,7 @@ def main() -> None:
             " F.scaled_dot_product_attention.",
         ),
     )
-    record.keep(outcome, [before, machine.measure_rates()])
-    print(outcome.title)
-    print(table.markdown(outcome.columns, outcome.rows))
+    table.publish(outcome, [before, machine.measure_rates()])
 
 
 if __name__ == "__main__":

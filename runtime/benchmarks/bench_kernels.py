@@ -131,9 +131,7 @@ def main() -> None:
             f" {linalg.STOCK_ROWS} rows and float16, else tiles widened to float32, then torch.mm.",
         ),
     )
-    record.keep(outcome, [before, machine.measure_rates()])
-    print(outcome.title)
-    print(table.markdown(outcome.columns, outcome.rows))
+    table.publish(outcome, [before, machine.measure_rates()])
 
 
 if __name__ == "__main__":

@@ -113,9 +113,7 @@ def main() -> None:
             " read in the same round.",
         ),
     )
-    record.keep(outcome, [before, machine.measure_rates()])
-    print(outcome.title)
-    print(table.markdown(outcome.columns, outcome.rows))
+    table.publish(outcome, [before, machine.measure_rates()])
 
 
 if __name__ == "__main__":
