@@ -118,7 +118,7 @@ using Vector = __m256;
 constexpr int LANES = 8;
 constexpr int ATTEND_VECTORS = 8;
 constexpr int TILE_ROWS = 6;  // times two vectors: 12 of 16 registers hold sums
-constexpr int dot_columns(int rows) { return rows <= 3 ? 4 : rows == 4 ? 3 : 2; }
+constexpr int dot_columns(int rows) { return rows == 3 ? 4 : rows == 4 ? 3 : 2; }
 POPXL_SIMD Vector zero() { return _mm256_setzero_ps(); }
 POPXL_SIMD Vector load(const float* p) { return _mm256_loadu_ps(p); }
 POPXL_SIMD Vector all(const float* p) { return _mm256_broadcast_ss(p); }
@@ -170,7 +170,7 @@ using Vector = __m512;
 constexpr int LANES = 16;
 constexpr int ATTEND_VECTORS = 16;
 constexpr int TILE_ROWS = 12;  // times two vectors: 24 of 32 registers hold sums
-constexpr int dot_columns(int) { return 4; }
+constexpr int dot_columns(int rows) { return rows <= 2 ? rows : 4; }
 POPXL_SIMD Vector zero() { return _mm512_setzero_ps(); }
 POPXL_SIMD Vector load(const float* p) { return _mm512_loadu_ps(p); }
 POPXL_SIMD Vector all(const float* p) { return _mm512_set1_ps(*p); }

@@ -6,9 +6,11 @@
 
 // ---- few rows of x: sums along the rows of w ------------------------------------------------
 
-constexpr int MOST_ROWS = 6;         // rows of x per pass over a piece of w
-constexpr int DOT_COLUMNS = 24;      // rows of w per piece: a multiple of 2, 3 and 4
-constexpr int64_t DOT_INNER = 1024;  // columns of x that stay in the first-level cache
+constexpr int MOST_ROWS = 6;            // rows of x per pass over a piece of w
+constexpr int DOT_COLUMNS = 24;         // rows of w per piece: a multiple of 2, 3 and 4
+constexpr int64_t DOT_INNER = 1024;     // columns of x that stay in the first-level cache
+constexpr int64_t DOT_AHEAD = 2048;     // elements of a row of w between a prefetch and its use
+constexpr int64_t TASK_SIZE = 1 << 18;  // elements of w that a thread reads on end
 
 // Adds to the sums of R rows of x with C rows of w, one vector of sums per pair. However many rows
 // there are, those vectors add up the same products in the same order, so that the result for a row
@@ -57,26 +59,34 @@ POPXL_SIMD float dot_end(const float* x, const uint16_t* w, int64_t rest, const 
 }
 
 // R rows of x with rows [column, end) of w, at most DOT_COLUMNS.
+//
+// One or two rows of x wait for w only, which is read fastest from end to end. More rows take a
+// stretch of all rows of w at a time, so that theirs of x are in the first-level cache.
 template <class Type, int R>
 POPXL_ENTRY void dot_rows(const Problem& p, int64_t row, int64_t column, int64_t end) {
   constexpr int C = dot_columns(R);
+  constexpr int64_t stretch = R <= 2 ? DOT_AHEAD : DOT_INNER;
   alignas(64) float sums[R * DOT_COLUMNS * LANES];
   const float* x = p.x + row * p.x_row;
   const uint16_t* w = p.w + column * p.w_row;
   const int64_t columns = end - column, whole = p.k - p.k % LANES;
-  // One or two rows wait for w only: long stretches of it are read faster.
-  const int64_t stretch = R <= 2 ? whole : DOT_INNER;
-  for (int64_t j = 0; j == 0 || j < whole; j += stretch + LANES * !stretch) {
-    const int64_t length = least(stretch, whole - j);
-    int64_t c = 0;
-    for (; c + C <= columns; c += C) {
-      const uint16_t* at = w + c * p.w_row + j;
-      const uint16_t* next = c + C < columns ? at + C * p.w_row : w + j + stretch;
-      dot_block<Type, R, C>(p, x + j, at, next, length, j == 0, sums + c * LANES);
-    }
-    for (; c < columns; ++c) {
-      const uint16_t* at = w + c * p.w_row + j;
-      dot_block<Type, R, 1>(p, x + j, at, at, length, j == 0, sums + c * LANES);
+  const int64_t group = R <= 2 ? C : columns;
+  for (int64_t c = 0, last; c < columns; c = last) {
+    last = least(columns, c + group);
+    for (int64_t j = 0; j == 0 || j < whole; j += stretch) {
+      const int64_t length = least(stretch, whole - j);
+      const bool ends = j + stretch >= whole;
+      const uint16_t* then = w + (ends ? last * p.w_row : c * p.w_row + j + stretch);
+      int64_t i = c;
+      for (; i + C <= last; i += C) {
+        const uint16_t* at = w + i * p.w_row + j;
+        const uint16_t* next = i + C < last ? at + C * p.w_row : then;
+        dot_block<Type, R, C>(p, x + j, at, next, length, j == 0, sums + i * LANES);
+      }
+      for (; i < last; ++i) {
+        const uint16_t* at = w + i * p.w_row + j;
+        dot_block<Type, R, 1>(p, x + j, at, at, length, j == 0, sums + i * LANES);
+      }
     }
   }
   for (int64_t c = 0; c < columns; ++c)
@@ -92,11 +102,16 @@ void dot_type(const Problem& p) {
   constexpr Rows BY_ROWS[MOST_ROWS] = {dot_rows<Type, 1>, dot_rows<Type, 2>, dot_rows<Type, 3>,
                                        dot_rows<Type, 4>, dot_rows<Type, 5>, dot_rows<Type, 6>};
   const int64_t groups = parts(p.m, MOST_ROWS);
-  parallel(p, parts(p.n, DOT_COLUMNS), [&](int64_t task, int64_t) {
-    const int64_t column = task * DOT_COLUMNS, end = least(p.n, column + DOT_COLUMNS);
-    for (int64_t g = 0; g < groups; ++g) {  // after the first group the piece of w is in a cache
-      const int64_t row = g * p.m / groups, rows = (g + 1) * p.m / groups - row;
-      BY_ROWS[rows - 1](p, row, column, end);
+  const int64_t width = least(TASK_SIZE / most(p.k, 1), parts(p.n, 4 * p.threads));
+  const int64_t pieces = most(width / DOT_COLUMNS, 1), all_pieces = parts(p.n, DOT_COLUMNS);
+  parallel(p, parts(all_pieces, pieces), [&](int64_t task, int64_t) {
+    const int64_t last = least(all_pieces, (task + 1) * pieces);
+    for (int64_t piece = task * pieces; piece < last; ++piece) {
+      const int64_t column = piece * DOT_COLUMNS, end = least(p.n, column + DOT_COLUMNS);
+      for (int64_t g = 0; g < groups; ++g) {  // after the first group the piece is in a cache
+        const int64_t row = g * p.m / groups, rows = (g + 1) * p.m / groups - row;
+        BY_ROWS[rows - 1](p, row, column, end);
+      }
     }
   });
 }
