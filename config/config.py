@@ -26,6 +26,9 @@ SLICE_MULTIPLE = 16
 ADAPTER_MODES = ("normal", "parallel", "scaled_parallel", None)
 """Kinds of adapter; None is a model without."""
 
+KV_DTYPES = ("float16", "float32", "int8")
+"""Types in which keys and values can be kept."""
+
 _MAX_SEED = 2**32 - 1
 
 
@@ -36,8 +39,8 @@ class Precision(StrEnum):
     float32 = "float32"
 
 
-def adapter_mode(text: str | None) -> str | None:
-    """The adapter mode that a word of the command line or of a preset means ("none": None)."""
+def word_or_none(text: str | None) -> str | None:
+    """What a word of the command line or of a preset means ("none": None)."""
     return None if text is None or text.lower() in ("none", "null", "") else text
 
 
@@ -119,7 +122,7 @@ class GPTJAttentionConfig:
 class AdapterConfig:
     """Adapter at the MLP or at the attention."""
 
-    mode: str | None = simple_parsing.field(default="normal", type=adapter_mode)
+    mode: str | None = simple_parsing.field(default="normal", type=word_or_none)
     """kind of adapter: normal (behind), parallel (beside), scaled_parallel or none"""
     downsample_factor: int = 4
     """hidden size over inner size of the adapter"""
@@ -141,6 +144,8 @@ class GPTJExecution:
     """prompts that a decoder block reads at a time, with weights loaded once for all of a run"""
     attention_serialisation: int = 1
     """slices of the queries that attention computes one after the other"""
+    kv_dtype: str | None = simple_parsing.field(default=None, type=word_or_none)
+    """type in which keys and values are kept: float16, float32 or int8 (default: the precision)"""
 
 
 @dataclass
@@ -315,6 +320,11 @@ def _check_transformer(lm: GPTJConfig) -> None:
     _require(
         real <= padded,
         f"transformer.embedding.real_vocab_size {real} is greater than vocab_size {padded}",
+    )
+    kept = lm.execution.kv_dtype
+    _require(
+        kept is None or kept in KV_DTYPES,
+        f"transformer.execution.kv_dtype is {kept!r}; it must be one of {', '.join(KV_DTYPES)}",
     )
     _check_tensor_parallel(lm)
 

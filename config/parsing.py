@@ -20,7 +20,7 @@ import yaml
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, NestedMode
 from simple_parsing.help_formatter import SimpleHelpFormatter
 
-from config.config import MagmaConfig, Precision, adapter_mode
+from config.config import MagmaConfig, Precision, word_or_none
 from utils.errors import UserError
 
 PRESETS_FILE = Path(__file__).with_name("presets.yml")
@@ -98,7 +98,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if kind is Precision and value in list(Precision):
         return Precision(value)
     if kind == str | None and (value is None or isinstance(value, str)):
-        return adapter_mode(value)
+        return word_or_none(value)
     if get_origin(kind) is UnionType:
         inner = next(entry for entry in get_args(kind) if entry is not NoneType)
         return None if value is None else _convert(inner, value, where)

@@ -6,7 +6,7 @@ d head size, i image tokens, r replicas.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import popxl
@@ -19,29 +19,77 @@ from modelling.gptj.positions import Place
 Remember = Callable[..., tuple[popxl.Tensor, popxl.Tensor]]
 """From keys and values, and where they belong, to those that are attended to."""
 
+_INT8_MAX = 127
+_LEAST_SCALE = 1e-30
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A vector for each head and slot of each sequence, kept for every block.
+
+    In int8 a vector is whole numbers, the largest of magnitude 127, and the float32 scale that they
+    are multiplied by.
+
+    Attributes:
+        buffers: Of (b, n/r, S, d), with an entry for each block; in int8 also one of scales,
+            (b, n/r, S, 1).
+        dtype: Of what is kept and given back.
+    """
+
+    buffers: tuple[popxl.RemoteBuffer, ...]
+    dtype: popxl.dtype
+
+    @classmethod
+    def of_config(cls, config: MagmaConfig) -> Vectors:
+        """Room for each position of every sequence, in the current Ir."""
+        lm = config.transformer
+        heads = lm.attention.heads // config.tensor_parallel
+        vectors = (config.batch, heads, config.total_tokens, lm.head_size)
+        kept = lm.execution.kv_dtype or lm.precision
+        buffers = [popxl.remote_buffer(vectors, getattr(popxl, str(kept)), lm.layers)]
+        if kept == "int8":
+            buffers.append(popxl.remote_buffer((*vectors[:3], 1), popxl.float32, lm.layers))
+        return cls(tuple(buffers), lm.dtype)
+
+    def pack(self, vectors: popxl.Tensor) -> list[popxl.Tensor]:
+        """(any number, n/r, m, d) as they are kept, a tensor for each buffer."""
+        if len(self.buffers) == 1:
+            return [_cast(vectors, self.buffers[0].tensor_dtype)]
+        vectors = _cast(vectors, popxl.float32)
+        scales = ops.max(ops.abs(vectors), axis=-1, keepdims=True) * (1 / _INT8_MAX)
+        scales = ops.maximum(scales, popxl.constant(_LEAST_SCALE, popxl.float32))
+        return [ops.cast(ops.floor(vectors / scales + 0.5), popxl.int8), scales]
+
+    def unpack(self, parts: Sequence[popxl.Tensor]) -> popxl.Tensor:
+        """What :meth:`pack` was given, or nearly so."""
+        vectors, *scales = (_cast(part, self.dtype) for part in parts)
+        return vectors * scales[0] if scales else vectors
+
+    def write(
+        self,
+        block: popxl.Tensor,
+        start: popxl.Tensor,
+        parts: Sequence[popxl.Tensor],
+        axes: list[int],
+    ) -> list[popxl.Tensor]:
+        """Replaces windows of a block's entries: see :func:`write`; the parts are packed."""
+        return [
+            write(buffer, block, start, part, axes)
+            for buffer, part in zip(self.buffers, parts, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """Keys and values of all blocks.
+    """Keys and values of all blocks."""
 
-    Attributes:
-        keys: Buffer of (b, n/r, S, d), with an entry for each block.
-        values: As keys.
-    """
-
-    keys: popxl.RemoteBuffer
-    values: popxl.RemoteBuffer
+    keys: Vectors
+    values: Vectors
 
     @classmethod
     def of_config(cls, config: MagmaConfig) -> KeyValueCache:
         """A cache with a slot for each position, in the current Ir."""
-        lm = config.transformer
-        heads = lm.attention.heads // config.tensor_parallel
-        shape = (config.batch, heads, config.total_tokens, lm.head_size)
-        return cls(
-            popxl.remote_buffer(shape, lm.dtype, lm.layers),
-            popxl.remote_buffer(shape, lm.dtype, lm.layers),
-        )
+        return cls(Vectors.of_config(config), Vectors.of_config(config))
 
     def remember(
         self,
@@ -63,10 +111,12 @@ class KeyValueCache:
         Returns:
             Keys and values, (b, n/r, k, d) each.
         """
-        return (
-            write(self.keys, block, start, keys, axes=[2])[:, :, :k],
-            write(self.values, block, start, values, axes=[2])[:, :, :k],
-        )
+
+        def renewed(kept: Vectors, vectors: popxl.Tensor) -> popxl.Tensor:
+            parts = kept.write(block, start, kept.pack(vectors), axes=[2])
+            return kept.unpack([part[:, :, :k] for part in parts])
+
+        return renewed(self.keys, keys), renewed(self.values, values)
 
     def fill(
         self,
@@ -87,8 +137,8 @@ class KeyValueCache:
             The same keys and values: nothing else is in those slots.
         """
         place = ops.concat([first, popxl.constant([0], popxl.int32, "slot")])
-        write(self.keys, block, place, keys, axes=[0, 2])
-        write(self.values, block, place, values, axes=[0, 2])
+        for kept, vectors in ((self.keys, keys), (self.values, values)):
+            kept.write(block, place, kept.pack(vectors), axes=[0, 2])
         return keys, values
 
     def give(
@@ -111,25 +161,31 @@ class KeyValueCache:
         Returns:
             The same keys and values: who has one prompt sees nothing else.
         """
+        number = len(self.keys.buffers)
 
         def give_one(
             turn: popxl.Tensor,
             sequences: popxl.Tensor,
             start: popxl.Tensor,
             block: popxl.Tensor,
-            keys: popxl.Tensor,
-            values: popxl.Tensor,
+            parts: list[popxl.Tensor],
         ) -> popxl.Tensor:
             sequence = ops.dynamic_slice(sequences, turn, axes=[0], sizes=[1], no_overlap=True)
             place = ops.concat([sequence, start])
-            write(self.keys, block, place, keys, axes=[0, 2])
-            write(self.values, block, place, values, axes=[0, 2])
+            self.keys.write(block, place, parts[:number], axes=[0, 2])
+            self.values.write(block, place, parts[number:], axes=[0, 2])
             return turn + 1
 
         turn = popxl.constant([0], popxl.int32, "turn")
-        given = (turn, sequences, start, block, keys, values)
-        ops.repeat(popxl.gcg().ir.create_graph(give_one, *given), sequences.shape[0], *given)
+        parts = [*self.keys.pack(keys), *self.values.pack(values)]
+        given = (turn, sequences, start, block)
+        turns = popxl.gcg().ir.create_graph(give_one, *given, parts)
+        ops.repeat(turns, sequences.shape[0], *given, *parts)
         return keys, values
+
+
+def _cast(tensor: popxl.Tensor, dtype: popxl.dtype) -> popxl.Tensor:
+    return tensor if tensor.dtype == dtype else ops.cast(tensor, dtype)
 
 
 def write(

@@ -17,6 +17,9 @@ FLOAT16 = 2e-2
 # Products with int4 codes round activations to int8, 32 at a time.
 INT4_ACTIVATIONS = 0.25
 
+# Keys and values kept in int8: each off by up to 1/254 of the largest number beside it.
+INT8_KEYS_AND_VALUES = 0.1
+
 # The PyTorch reference against a restatement in float64.
 REFERENCE_FLOAT32 = 1e-5
 REFERENCE_FLOAT64 = 1e-11

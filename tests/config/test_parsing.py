@@ -71,7 +71,7 @@ def test_every_leaf_is_on_the_command_line() -> None:
                 argv.extend([f"--{prefix}{name}", *map(str, values)])
 
     add(config, "")
-    assert len([word for word in argv if word.startswith("--")]) == 27
+    assert len([word for word in argv if word.startswith("--")]) == 28
     assert _parse(*argv, default="magma_v1_500") == config
 
 

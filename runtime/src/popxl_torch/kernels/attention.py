@@ -21,11 +21,11 @@ from popxl_torch.kernels.registry import Site, kernel
 
 FEW_QUERIES = 8
 """Queries up to which C++ is used: it reads keys and values, maybe from a cache, for each. Without
-it, keys and values of half precision are widened in pieces for so few."""
+it, keys and values in less than float32 are widened in pieces for so few."""
 
 PIECE = 1 << 18
-"""Elements of half-precision keys or values that torch widens at once: as float32 they fit into a
-second-level cache."""
+"""Elements of keys or values in less than float32 that torch widens at once: as float32 they fit
+into a second-level cache."""
 
 _LOWEST = torch.finfo(torch.float32).min
 """Added to a score, it leaves nothing of it: where all keys are hidden, all weigh the same."""
@@ -41,19 +41,18 @@ def attention(site: Site, lead: int) -> _Run:
     """softmax(scale * q @ k^T, masked) @ v."""
     shapes = [spec.shape for spec in site.ins if spec is not None]
     rank = len(shapes[0])
+    is_masked = site.attrs["mask"] is not None
     # A mask of fewer axes broadcasts behind the replica axis.
-    missing = (slice(None),) * lead + (None,) * (rank - len(shapes[-1]))
+    axes_of_mask = len(shapes[3]) if is_masked else rank
+    missing = (slice(None),) * lead + (None,) * (rank - axes_of_mask)
     few = shapes[0][-2] <= FEW_QUERIES
     by_torch = _by_torch(site, missing, _in_pieces if few else _fused)
-    if not few or rank + lead > _OUTER + 2:
-        return by_torch
-    by_library = _ByLibrary(site, missing)
+    by_library = _ByLibrary(site, missing) if few and rank + lead <= _OUTER + 2 else None
 
-    def run(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        y = by_library(q, k, v, mask)
-        return by_torch(q, k, v, mask) if y is None else y
+    def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        mask, scales = (rest[0], rest[1:]) if is_masked else (None, rest)
+        y = None if by_library is None else by_library(q, k, v, mask, *scales)
+        return by_torch(q, k, v, mask, *scales) if y is None else y
 
     return run
 
@@ -63,13 +62,17 @@ def _by_torch(site: Site, missing: tuple[Any, ...], attend: _Run) -> _Run:
     scale, meaning, rows_first = (site.attrs[key] for key in ("scale", "mask", "rows_first"))
 
     def run(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        *scales: torch.Tensor,
     ) -> torch.Tensor:
         outer = q.shape[:-2]
         if mask is not None:
             mask = _four_axes(_added(mask[missing], meaning), outer[:-1])
-        q, k, v = (_four_axes(t, outer[:-1]) for t in (q, k, v))
-        y = attend(q.float(), k, v, mask, scale)
+        q, *others = (_four_axes(t, outer[:-1]) for t in (q, k, v, *scales))
+        y = attend(q.float(), others[0], others[1], mask, scale, *others[2:])
         y = y.reshape(*outer, *y.shape[2:])
         return y.transpose(-2, -3) if rows_first else y
 
@@ -77,25 +80,42 @@ def _by_torch(site: Site, missing: tuple[Any, ...], attend: _Run) -> _Run:
 
 
 def _fused(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    *scales: torch.Tensor,
 ) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k.float(), v.float(), attn_mask=mask, scale=scale)
+    k, v = k.float(), v.float()
+    if scales:
+        k, v = k * scales[0], v * scales[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _in_pieces(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    *scales: torch.Tensor,
 ) -> torch.Tensor:
     if k.dtype == torch.float32 or k.is_cuda:
-        return _fused(q, k, v, mask, scale)
+        return _fused(q, k, v, mask, scale, *scales)
     b, n, m, _ = q.shape
     scores = _product(q.flatten(0, 1) * scale, k.flatten(0, 1).mT).view(b, n, m, -1)
+    if scales:
+        scores = scores * scales[0].mT
     weights = torch.softmax(scores if mask is None else scores + mask, -1)
+    if scales:
+        weights = weights * scales[1].mT
     return _product(weights.flatten(0, 1), v.flatten(0, 1)).view(b, n, m, -1)
 
 
 def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """x (b, m, k) float32 times w (b, k, n) of half precision, of which a piece is widened at a
-    time into memory that is kept."""
+    """x (b, m, k) float32 times w (b, k, n) of fewer bits, of which a piece is widened at a time
+    into memory that is kept."""
     b, k, n = w.shape
     y = x.new_empty(b, x.shape[1], n)
     step = max(1, PIECE // (k * n))
@@ -148,7 +168,12 @@ class _ByLibrary:
         self.layouts: dict[Any, _Layout | None] = {}
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        *scales: torch.Tensor,
     ) -> torch.Tensor | None:
         """The result; None if the library is not there or does not read such tensors."""
         if q.dtype != torch.float32:
@@ -156,9 +181,10 @@ class _ByLibrary:
         if mask is not None and mask.dtype == torch.float16:
             mask = mask.float()
         seen = None if mask is None else mask.stride()
-        key = (q.stride(), k.stride(), v.stride(), seen, k.dtype, v.dtype)
+        key: tuple[Any, ...] = (q.stride(), k.stride(), v.stride(), seen, k.dtype, v.dtype)
+        key += tuple(t.stride() for t in scales)
         if key not in self.layouts:
-            self.layouts[key] = self._layout(q, k, v, mask)
+            self.layouts[key] = self._layout(q, k, v, mask, *scales)
         layout = self.layouts[key]
         if layout is None:
             return None
@@ -170,21 +196,28 @@ class _ByLibrary:
             k.data_ptr(),
             v.data_ptr(),
             None if mask is None else mask.data_ptr(),
+            *([t.data_ptr() for t in scales] or (None, None)),
             y.data_ptr(),
             scratch(layout.room, y.device).data_ptr(),
         )
         return y
 
     def _layout(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        *scales: torch.Tensor,
     ) -> _Layout | None:
         library, attrs = native(), self.attrs
-        if library is None or not _is_read(q, k, v):
+        if library is None or not _is_read(q, k, v, *scales):
             return None
         outer, m = q.shape[:-2], q.shape[-2]
         t, d, e = k.shape[-2], k.shape[-1], v.shape[-1]
         y = _laid_out_by_rows(outer, m, e)
-        strides = [stride for tensor in (q, k, v, y) for stride in _strides(tensor)[:-1]]
+        rows = (q, k, v, y, *(scales or (y, y)))
+        strides = [stride for tensor in rows for stride in _strides(tensor)[:-1]]
         shown = torch.empty(()) if mask is None else mask[self.missing]
         strides += _strides(shown.expand(*outer, m, t))
         sizes = [1] * (_OUTER - len(outer)) + [*outer, m, t, d, e]
@@ -208,9 +241,11 @@ class _ByLibrary:
         return _Layout(attend, library.index, ctypes.byref(described), *shape, room)
 
 
-def _is_read(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    rows = all(t.stride(-1) == 1 for t in (q, k, v))
-    return rows and not q.is_cuda and q.dtype == torch.float32 and k.dtype == v.dtype in ATTENDED
+def _is_read(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *scales: torch.Tensor) -> bool:
+    if any(t.stride(-1) != 1 for t in (q, k, v)) or q.is_cuda:
+        return False
+    single = all(t.dtype == torch.float32 for t in (q, *scales))
+    return single and k.dtype == v.dtype in ATTENDED
 
 
 def _strides(t: torch.Tensor) -> list[int]:

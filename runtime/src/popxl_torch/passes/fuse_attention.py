@@ -6,14 +6,18 @@ The scale is a number that multiplies or divides scores, queries or keys. A mask
 scores by a number so low that they weigh nothing (``where``), or is added to the scores. The axes
 before the last two are the same for q, k and v: batch and heads, one of them, or none.
 
-    Attention(q, k, v[, mask])
-        q (..., m, d), k (..., t, d), v (..., t, e), mask broadcast to (..., m, t)
+    Attention(q, k, v[, mask][, k_scales, v_scales])
+        q (..., m, d), k (..., t, d), v (..., t, e), mask broadcast to (..., m, t),
+        scales (..., t, 1)
         scale        the number
         mask         None, "visible" or "hidden", which is what True means, or "added"
         fill         what replaces hidden scores
         rows_first   whether the result is (b, m, n, e) and not (b, n, m, e)
 
 Where a query sees no key all keys weigh the same, as they do in the separate ops.
+
+Keys and values that are int8 codes times the scale of each row are read as codes: no wider copy of
+them need exist.
 """
 
 from __future__ import annotations
@@ -153,3 +157,28 @@ def _take_transpose(node: Node, uses: Uses) -> None:
         after.kind, after.inputs, after.attrs = "Attention", node.inputs, node.attrs
         after.attrs["rows_first"] = True
         after.where = node.where
+
+
+def take_codes(block: Block) -> None:
+    """Let attention read codes and scales, where keys and values are their products. In place."""
+    uses = Uses(block)
+    for node in block.nodes:
+        if node.kind == "Attention":
+            rows = [_codes(val, uses) for val in node.inputs[1:3]]
+            if None not in rows:
+                codes, scales = zip(*(pair for pair in rows if pair), strict=True)
+                node.inputs = [node.inputs[0], *codes, *node.inputs[3:], *scales]
+
+
+def _codes(val: Val, uses: Uses) -> tuple[Val, Val] | None:
+    """The int8 codes and the float32 scales of its rows that a value is the product of."""
+    product = uses.own(val, "Mul")
+    for wide, scales in () if product is None else (product.inputs, product.inputs[::-1]):
+        widened = uses.maker(wide, "Cast")
+        if widened is None or wide.spec != val.spec or widened.inputs[0].spec.dtype != "int8":
+            continue
+        rounded = uses.maker(scales, "Cast") if scales.spec.dtype == "float16" else None
+        scales = scales if rounded is None else rounded.inputs[0]
+        if scales.spec == Spec((*val.spec.shape[:-1], 1), "float32"):
+            return widened.inputs[0], scales
+    return None

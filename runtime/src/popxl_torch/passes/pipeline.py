@@ -19,7 +19,7 @@ from popxl_torch.ir.verify import verify
 from popxl_torch.passes.drop_dead_nodes import drop_dead_nodes
 from popxl_torch.passes.functionalise import functionalise
 from popxl_torch.passes.fuse import Rewrite, fuse
-from popxl_torch.passes.fuse_attention import fuse_attention
+from popxl_torch.passes.fuse_attention import fuse_attention, take_codes
 from popxl_torch.passes.fuse_gelu import fuse_gelu
 from popxl_torch.passes.fuse_layer_norm import fuse_layer_norm
 from popxl_torch.passes.fuse_linear import fuse_linear, fuse_sums
@@ -41,6 +41,7 @@ FUSIONS: tuple[tuple[str, Rewrite], ...] = (
     ("linear", fuse_linear),
     ("sums", fuse_sums),
     ("views", fuse_views),  # again: attention takes its keys transposed back
+    ("attention", take_codes),
 )
 """In order: a pass sees what those before it made. The names are those of the setting ``fuse``."""
 

@@ -18,6 +18,7 @@ from runtime.tests.popxl_torch.kernels.test_native import SETS
 ATOL = 1e-5
 SCALE, FILL = 0.4, -65504.0
 WAYS = [*SETS, None]
+FLOATS = [dtype for dtype in ATTENDED if dtype.is_floating_point]
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: way.name if way else "torch")
@@ -58,10 +59,11 @@ def attend(
     meaning: str | None,
     rows_first: bool = False,
     lead: int = 0,
+    scales: tuple[torch.Tensor, ...] = (),
 ) -> torch.Tensor:
     """The kernel, bound and called twice: the second time with what it remembers."""
     attrs = {"scale": SCALE, "mask": meaning, "fill": FILL, "rows_first": rows_first}
-    given = [t for t in (q, k, v, mask) if t is not None]
+    given = [t for t in (q, k, v, mask, *scales) if t is not None]
     specs = [Spec(tuple(t.shape[lead:]), "float16") for t in given]
     run = module.attention(Site("Attention", attrs, specs, specs[:1]), lead)
     first = run(*given)
@@ -92,7 +94,7 @@ def assert_attended(found: torch.Tensor, *given, rows_first: bool = False) -> No
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize("dtype", ATTENDED, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("meaning", MASKS)
 @pytest.mark.parametrize("m", [1, 3, FEW_QUERIES, FEW_QUERIES + 1])
 def test_masks(rng: Generator, way, m: int, meaning: str | None, dtype: torch.dtype):
@@ -102,7 +104,7 @@ def test_masks(rng: Generator, way, m: int, meaning: str | None, dtype: torch.dt
     assert_attended(attend(q, k, v, mask, meaning), q, k, v, mask, meaning)
 
 
-@pytest.mark.parametrize("dtype", ATTENDED, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_sizes(rng: Generator, way, dtype: torch.dtype):
     sizes = [1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 65, 100, 129, 256, 300]
     for d, e, t in rng.choice(sizes, (25, 3)).tolist():
@@ -183,3 +185,26 @@ def test_scores_far_apart(rng: Generator, way):
     ]
     v = normal(rng, 1, 1, 63, 4)
     assert_attended(attend(q, k, v, None, None), q, k, v, None, None)
+
+
+def codes_and_scales(rng: Generator, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes in part of a buffer that holds others around them; the scales of their rows, which make
+    numbers of size 1 of them."""
+    *outer, t, d = shape
+    whole = torch.from_numpy(rng.integers(-127, 128, (*outer, t + 3, d + 5), np.int8))
+    scales = torch.from_numpy(rng.uniform(0.001, 0.01, (*outer, t + 2, 1))).float()
+    return whole[..., 1 : t + 1, 2 : d + 2], scales[..., 2:, :]
+
+
+@pytest.mark.parametrize("meaning", MASKS)
+@pytest.mark.parametrize("m", [1, 3, FEW_QUERIES, FEW_QUERIES + 1])
+@pytest.mark.parametrize(("outer", "d"), [((), 7), ((2, 3), 40), ((2, 2, 3), 16)], ids=str)
+def test_codes_and_scales(
+    rng: Generator, way, m: int, meaning: str | None, outer: tuple[int, ...], d: int
+):
+    q = normal(rng, *outer, m, d)
+    (k, k_scales), (v, v_scales) = (codes_and_scales(rng, *outer, 21, d) for _ in "kv")
+    mask = mask_of(rng, meaning, *outer[:-1], *outer[-1:] and (1,), m, 21)
+    lead = int(len(outer) == 3)
+    found = attend(q, k, v, mask, meaning, lead=lead, scales=(k_scales, v_scales))
+    assert_attended(found, q, k * k_scales, v * v_scales, mask, meaning)

@@ -116,3 +116,48 @@ def _scaled_behind_the_mask(q: popxl.Tensor, k: popxl.Tensor, v: popxl.Tensor) -
 def test_what_is_something_else(rng: Generator, body):
     arrays = tensors(rng)
     assert "Softmax" in kinds(fused(body, *arrays, fusions=("attention", "views")))
+
+
+def of_codes(dtype: popxl.dtype, own_keys: bool = True):
+    """Attention over keys and values that are scales times codes, of q, k, v and two scales."""
+
+    def build(q: popxl.Tensor, *given: popxl.Tensor) -> popxl.Tensor:
+        k, v, *scales = given
+        k, v = (ops.cast(ops.cast(codes, popxl.int8), dtype) for codes in (k, v))
+        k, v = k * ops.cast(scales[0], dtype), ops.cast(scales[1], dtype) * v
+        y = attention("visible", "queries", dtype)(q, k, v)
+        return y if own_keys else y + ops.sum(k)
+
+    return build
+
+
+def codes(rng: Generator, *outer: int) -> list[np.ndarray]:
+    sizes = ((QUERIES, WIDTH), (KEYS, WIDTH), (KEYS, WIDTH), (KEYS, 1), (KEYS, 1))
+    q, k, v, *scales = (rng.uniform(-1, 1, (*outer, *size)) for size in sizes)
+    return [q, np.rint(k * 127), np.rint(v * 127), *(abs(scale) / 64 for scale in scales)]
+
+
+def test_codes_are_read_as_they_are_kept(rng: Generator):
+    def from_float32(q: popxl.Tensor, *given: popxl.Tensor) -> popxl.Tensor:
+        return of_codes(popxl.float16)(ops.cast(q, popxl.float16), *given)
+
+    nodes = fused(from_float32, *codes(rng, 2, 2), fusions=("attention", "views"))
+    assert kinds(nodes) == ["Cast"] * 3 + ["Attention"]
+    assert [val.spec.dtype for val in nodes[-1].inputs] == [
+        *("float16", "int8", "int8", "bool", "float32", "float32")
+    ]
+
+
+@pytest.mark.parametrize("dtype", [popxl.float32, popxl.float16], ids=str)
+@pytest.mark.parametrize("own", [(), (1, 2, 3, 4)], ids=str)
+def test_values_of_codes(rng: Generator, dtype: popxl.dtype, own: tuple[int, ...]):
+    arrays = codes(rng, 2, 2)
+    arrays = [np.stack([a, a[::-1]]) if i in own else a for i, a in enumerate(arrays)]
+    replicas = 2 if own else 1
+    assert_fused_agrees(of_codes(dtype), *arrays, replicas=replicas, own=own, dtype=dtype)
+
+
+def test_products_that_are_used_elsewhere_are_made(rng: Generator):
+    arrays = codes(rng, 2, 2)
+    nodes = fused(of_codes(popxl.float32, False), *arrays, fusions=("attention", "views"))
+    assert "Mul" in kinds(nodes)

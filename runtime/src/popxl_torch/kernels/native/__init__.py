@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 SWITCH = "POPXL_TORCH_NATIVE"
-VERSION = 3
+VERSION = 4
 """What popxl_native_version() of a library that fits this file answers."""
 
 STORED = (torch.float16, torch.bfloat16)
 """Dtypes of weights that the library reads."""
 
-ATTENDED = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+ATTENDED = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.int8: 3}
 """Dtypes of keys and values that it reads, with their numbers."""
 
 MASKS = {None: 0, "visible": 1, "hidden": 2, "added": 3}
@@ -55,25 +55,26 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "widen8": (None, (_INT, *(_LONG,) * 2, _POINTER, _LONG, *(_POINTER,) * 2, _INT, _POINTER)),
     "widen4": (None, (_INT, *(_LONG,) * 2, *(_POINTER, _LONG) * 2, _POINTER, _INT, _POINTER)),
     "room": (_LONG, (_INT, _LONG, _LONG)),
-    "attend": (None, (_INT, *(_POINTER,) * 7)),
+    "attend": (None, (_INT, *(_POINTER,) * 9)),
     "rotate": (None, (_POINTER,) * 5),
 }
 
 
 class Attention(ctypes.Structure):
     """What does not change from call to call of ``attend``: sizes; four strides (three outer axes
-    and rows) each of q, k, v, y and the mask, and that of the mask's columns."""
+    and rows) each of q, k, v, y, the scales of k and v, and the mask, and that of the mask's
+    columns."""
 
     _fields_ = (
         ("sizes", _LONG * 7),
-        ("strides", _LONG * 21),
+        ("strides", _LONG * 29),
         ("type", _LONG),
         ("mask", _LONG),
         ("scale", ctypes.c_double),
         ("fill", ctypes.c_double),
         ("threads", _LONG),
         ("fork", _POINTER),
-        ("pointers", _POINTER * 6),
+        ("pointers", _POINTER * 8),
     )
 
 

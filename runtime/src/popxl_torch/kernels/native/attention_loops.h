@@ -94,6 +94,8 @@ POPXL_ENTRY void attend_query(const Attention& p, const int64_t* at, int64_t row
   const float* q = p.q + p.q_at.of(at) + row * p.q_at.row;
   const Stored* k = static_cast<const Stored*>(p.k) + p.k_at.of(at);
   const Stored* v = static_cast<const Stored*>(p.v) + p.v_at.of(at);
+  const float* k_scales = p.k_scales + p.k_scales_at.of(at);
+  const float* v_scales = p.v_scales + p.v_scales_at.of(at);
   float* y = p.y + p.y_at.of(at) + row * p.y_at.row;
   const int64_t mask_start = p.mask_at.of(at) + row * p.mask_at.row;
   const auto* flags = static_cast<const std::uint8_t*>(p.mask) + mask_start;
@@ -117,11 +119,14 @@ POPXL_ENTRY void attend_query(const Attention& p, const int64_t* at, int64_t row
       for (int64_t c = 0; c < count; ++c)
         scores_of<Type, 1>(scaled, k + (i + c) * p.k_at.row, 0, p.d, scores + i + c);
     for (int64_t c = i; c < i + count; ++c) {
+      if (p.k_scales) scores[c] *= k_scales[c * p.k_scales_at.row];
       if (is_hidden(c)) scores[c] = fill;
       if (p.mask_kind == ADDED) scores[c] += added[c * p.mask_column];
     }
   }
   const float factor = softmax(scores, p.t);
+  if (p.v_scales)
+    for (int64_t i = 0; i < p.t; ++i) scores[i] *= v_scales[i * p.v_scales_at.row];
   constexpr int64_t WIDE = ATTEND_VECTORS * LANES;
   int64_t j = 0;
   for (; j + WIDE <= p.e; j += WIDE)
@@ -149,5 +154,6 @@ void attend_type(const Attention& p) {
 void attend_all(const Attention& p) {
   p.type == SINGLE  ? attend_type<Single>(p)
   : p.type == BRAIN ? attend_type<Brain>(p)
+  : p.type == OCTET ? attend_type<Octet>(p)
                     : attend_type<Half>(p);
 }

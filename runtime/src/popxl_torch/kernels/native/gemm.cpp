@@ -1,8 +1,8 @@
 // Matrix products with half-precision weights: y[m, n] = x[m, k] * w[n, k]^T; attention of few
 // queries over many keys and values of any precision; rotary positions.
 //
-// x and y are float32; w, keys and values are float16 or bfloat16 (the latter two also float32),
-// row-major with any distance between rows, so that shards of a mapped file and parts of a cache are
+// x and y are float32; w, keys and values are float16 or bfloat16 (the latter two also float32, or
+// int8 with a scale for each row), row-major with any distance between rows, so that shards of a mapped file and parts of a cache are
 // read where they are. Every product and sum is float32.
 //
 // A plain C interface, called through ctypes: no Python, no torch. Nothing here allocates.
@@ -35,7 +35,10 @@ struct Brain {  // bfloat16
 struct Single {
   using Stored = float;
 };
-enum Type { HALF, BRAIN, SINGLE };
+struct Octet {  // int8
+  using Stored = std::int8_t;
+};
+enum Type { HALF, BRAIN, SINGLE, OCTET };
 enum Mask { NO_MASK, VISIBLE, HIDDEN, ADDED };
 
 struct Problem {
@@ -59,10 +62,11 @@ struct Strides {  // in elements, of three outer axes and of rows
 };
 
 // y = softmax(scale * q * k^T, masked) * v for each element of the outer axes. Elements of a row are
-// neighbours; those of the mask are mask_column apart. The caller keeps the part before the pointers.
+// neighbours; those of the mask are mask_column apart. Rows of k and v are multiplied by their scales,
+// if there are any. The caller keeps the part before the pointers.
 struct Attention {
   int64_t outer[3], m, t, d, e;
-  Strides q_at, k_at, v_at, y_at, mask_at;
+  Strides q_at, k_at, v_at, y_at, k_scales_at, v_scales_at, mask_at;
   int64_t mask_column;
   int64_t type, mask_kind;
   double scale, fill;
@@ -70,6 +74,7 @@ struct Attention {
   Fork fork;
   const float* q;
   const void *k, *v, *mask;
+  const float *k_scales, *v_scales;
   float *y, *scratch;
 };
 
@@ -138,6 +143,10 @@ POPXL_SIMD void store_wide_16(float* p, __m256i v) {
   store(p, widen(_mm256_castsi256_si128(v), Type{}));
   store(p + 8, widen(_mm256_extracti128_si256(v, 1), Type{}));
 }
+POPXL_SIMD Vector load_octets(const std::int8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 POPXL_SIMD float total(Vector v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -147,6 +156,8 @@ template <class Type>
 POPXL_SIMD Vector load_as(const typename Type::Stored* p) {
   if constexpr (std::is_same_v<Type, Single>)
     return load(p);
+  else if constexpr (std::is_same_v<Type, Octet>)
+    return load_octets(p);
   else
     return load_wide<Type>(p);
 }
@@ -189,11 +200,17 @@ template <class Type>
 POPXL_SIMD void store_wide_16(float* p, __m256i v) {
   store(p, widen(v, Type{}));
 }
+POPXL_SIMD Vector load_octets(const std::int8_t* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 POPXL_SIMD float total(Vector v) { return _mm512_reduce_add_ps(v); }
 template <class Type>
 POPXL_SIMD Vector load_as(const typename Type::Stored* p) {
   if constexpr (std::is_same_v<Type, Single>)
     return load(p);
+  else if constexpr (std::is_same_v<Type, Octet>)
+    return load_octets(p);
   else
     return load_wide<Type>(p);
 }
@@ -202,6 +219,8 @@ POPXL_SIMD Vector load_some(const typename Type::Stored* p, int64_t count) {
   const auto some = static_cast<__mmask16>((1u << count) - 1);
   if constexpr (std::is_same_v<Type, Single>)
     return _mm512_maskz_loadu_ps(some, p);
+  else if constexpr (std::is_same_v<Type, Octet>)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, p)));
   else
     return widen(_mm256_maskz_loadu_epi16(some, p), Type{});
 }
@@ -247,7 +266,7 @@ const Set SETS[] = {
 extern "C" {
 
 // Changes with the meaning of any function below; the caller compares it with its own.
-__attribute__((visibility("default"))) int popxl_native_version() { return 3; }
+__attribute__((visibility("default"))) int popxl_native_version() { return 4; }
 
 // Name of instruction set i, best first, or null after the last one.
 __attribute__((visibility("default"))) const char* popxl_native_set(int i) { return SETS[i].name; }
@@ -288,9 +307,12 @@ __attribute__((visibility("default"))) int64_t popxl_native_room(int set, int64_
 __attribute__((visibility("default"))) void popxl_native_attend(int set, const Attention* layout,
                                                                 const float* q, const void* k,
                                                                 const void* v, const void* mask,
-                                                                float* y, float* scratch) {
+                                                                const float* k_scales,
+                                                                const float* v_scales, float* y,
+                                                                float* scratch) {
   Attention p = *layout;
   p.q = q, p.k = k, p.v = v, p.mask = mask, p.y = y, p.scratch = scratch;
+  p.k_scales = k_scales, p.v_scales = v_scales;
   SETS[set].attend(p);
 }
 
