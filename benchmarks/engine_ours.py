@@ -31,6 +31,7 @@ class Ours:
         scheme: str = "cached",
         threads: int | None = None,
         traced: bool = True,
+        arrays: dict[str, np.ndarray] | None = None,
     ) -> None:
         """Builds a session.
 
@@ -41,6 +42,7 @@ class Ours:
             scheme: See :func:`inference.inference`.
             threads: Of torch; None for its default.
             traced: Whether to ask the engine where time goes, for `image_s` and `prefill_s`.
+            arrays: The weights of another engine of the same sizes, instead of reading them again.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -48,9 +50,8 @@ class Ours:
         self._folder = tempfile.TemporaryDirectory()
         self._trace = Path(self._folder.name) / "trace.json" if traced else None
         session = inference(config, self._trace, scheme)
-        dtype = str(config.transformer.precision)
-        tensors = RandomTensors(config, dtype=dtype) if weights is None else None
-        load_weights(session, model_weights(config, tensors or SliceWeights(config, *weights)))
+        self.arrays = _arrays(config, weights) if arrays is None else arrays
+        load_weights(session, self.arrays)
         self._session = session.__enter__()
         self._runs = runs_of(session, config, pad_id=0)
         self._rng = np.random.default_rng(1)
@@ -100,6 +101,14 @@ class Ours:
         )
 
 
+def _arrays(
+    config: MagmaConfig, weights: tuple[Path, MagmaConfig] | None
+) -> dict[str, np.ndarray]:
+    dtype = str(config.transformer.precision)
+    tensors = RandomTensors(config, dtype=dtype) if weights is None else None
+    return model_weights(config, tensors or SliceWeights(config, *weights))
+
+
 class OursSeveral:
     """Several sessions in one process, by a key, sharing one file of weights."""
 
@@ -110,10 +119,11 @@ class OursSeveral:
         threads: int | None = None,
     ) -> None:
         """Builds a session of each configuration; see :class:`Ours`."""
-        self._engines = {
-            key: Ours(config, weights, threads=threads, traced=False)
-            for key, config in configs.items()
-        }
+        self._engines: dict[int, Ours] = {}
+        arrays = None
+        for key, config in configs.items():
+            engine = Ours(config, weights, threads=threads, traced=False, arrays=arrays)
+            self._engines[key], arrays = engine, engine.arrays
 
     def run(self, key: int, prompts: list[list[int]], new_tokens: int) -> Times:
         """As :meth:`Ours.run` without a picture."""

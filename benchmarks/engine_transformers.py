@@ -123,6 +123,26 @@ class Transformers:
         return self._greedy.more(tokens)
 
 
+class TransformersSeveral:
+    """Runs of several numbers of sequences, by a key, with one model."""
+
+    def __init__(self, configs: dict[int, MagmaConfig], threads: int | None = None) -> None:
+        """Makes the model; see :class:`Transformers`."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model = random_gptj(next(iter(configs.values())), torch.bfloat16)
+        self._runs = {key: Greedy(model) for key in configs}
+
+    def run(self, key: int, prompts: list[list[int]], new_tokens: int) -> None:
+        """Reads prompts and makes tokens."""
+        self._runs[key].start(prompts)
+        self._runs[key].more(new_tokens - 1)
+
+    def more(self, key: int, tokens: int) -> list[float]:
+        """See :class:`benchmarks.engines.Engine`."""
+        return self._runs[key].more(tokens)
+
+
 def _random_encoder(config: MagmaConfig) -> nn.Module:
     from tests.reference.resnet import modified_resnet
 

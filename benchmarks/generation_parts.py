@@ -63,11 +63,13 @@ def batches(setup: Setup) -> Outcome:
         for b, config in configs.items():
             ours.call("run", b, random_prompts(config, PROMPT_TOKENS), 2)
             actions[f"ours, {b}"] = partial(ours.call, "more", b, STEPS)
-        factory = "benchmarks.engine_transformers:Transformers"
+        factory = "benchmarks.engine_transformers:TransformersSeveral"
+        if peers:
+            sizes = {b: configs[b] for b in peers}
+            peer = stack.enter_context(Worker(factory, sizes, setup.threads))
         for b in peers:
-            peer = stack.enter_context(Worker(factory, configs[b], False, setup.threads))
-            peer.call("run", random_prompts(configs[b], PROMPT_TOKENS), 2, False)
-            actions[f"transformers bf16, {b}"] = partial(peer.call, "more", STEPS)
+            peer.call("run", b, random_prompts(configs[b], PROMPT_TOKENS), 2)
+            actions[f"transformers bf16, {b}"] = partial(peer.call, "more", b, STEPS)
         turns = take_turns(actions, setup.rounds)
     rows = []
     for name in actions:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from popxl_torch.kernels.native import native
 
 from benchmarks import record
 from benchmarks.engines import Times, model_slice, random_prompts, step_bytes
@@ -68,10 +69,15 @@ class Setup:
     avx2: bool = False
 
     def instructions(self) -> str:
-        """What the processor offers to torch, for notes."""
+        """What of the processor torch and our kernels use, for notes."""
         name = torch.backends.cpu.get_cpu_capability()
         brain = "with" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "without"
-        return f"Vector instructions that torch uses: {name}, {brain} bfloat16 products."
+        library = native()
+        kernels = "not built" if library is None else library.name
+        return (
+            f"Vector instructions that torch uses: {name}, {brain} bfloat16 products; native"
+            f" kernels of ours: {kernels}, unless the row says otherwise."
+        )
 
     def bench(self, name: str) -> str:
         """The name of a benchmark: another where instructions are held back."""
@@ -215,7 +221,6 @@ def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
         f" {lm.inner_size}, vocabulary {lm.embedding.vocab_size}; random weights; one picture"
         f" ({config.image_tokens} positions) and {PROMPT_TOKENS} ids in, {setup.tokens} out,"
         f" greedy; {setup.threads} threads; {setup.rounds} rounds in which the engines take turns."
-        " Native kernels of ours: on where they were built, unless the row says otherwise."
         f" {setup.instructions()}",
         f"Ours has adapters ({lm.inner_of(lm.ff_adapter)} wide, {lm.precision}), which peers lack."
         " llama.cpp runs its phi2 at GPT-J's sizes and takes no picture: its prompt has as many"
