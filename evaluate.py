@@ -47,6 +47,9 @@ training.convert_dataset makes one of COCO captions, VQAv2 and other layouts.
 
 _EPILOG = f"""\
 examples:
+  python -m training.world.make_dataset data/world
+  python evaluate.py vqa data/world --out results/world
+      the model that ships with this, on pictures of its world: nothing is downloaded
   python evaluate.py captions data/coco_val --model magma_v1_500 --out results/coco
       captions behind "A picture of", with BLEU, CIDEr and ROUGE-L
   python evaluate.py vqa data/vqa_val --model checkpoints/magma --out results/vqa4 \\

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 import run_inference
 from benchmarks.measure_world import Examinee, Figure, measure, table
 from config.parsing import load_preset
 from execution.magma import Magma
-from training.world.exam import caption_tasks, fact_tasks
+from training.world import make_dataset
+from training.world.exam import caption_tasks, fact_tasks, topic_tasks
 from training.world.scenes import split_of
 from utils.checkpoint import open_checkpoint
 
@@ -63,6 +65,18 @@ def test_the_files_are_small_and_whole():
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir()) <= 1e6
     open_checkpoint(MODEL, load_preset("world"))
     assert {"README.md", "LICENSE", "vocab.json", "merges.txt"} <= {path.name for path in files}
+
+
+def test_evaluation_of_a_drawn_dataset_agrees_with_the_exam(magma: Magma, tmp_path: Path):
+    tasks = topic_tasks("fact", "held_out", 6, 0)
+    assert make_dataset.main([str(tmp_path / "data"), "--pictures", "6"]) == 0
+    argv = ["vqa", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--batch", "6"]
+    assert evaluate.main([*argv, "--max_out_tokens", "5", "--log_level", "ERROR"]) == 0
+    lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()[1:]
+    found = [json.loads(line) for line in lines]
+    expected = Examinee(magma.config, 6, MODEL).answer(tasks, 5)
+    assert [result["prediction"] for result in found] == [text.strip() for text in expected]
+    assert [result["prompt"] for result in found] == [task.prompt for task in tasks]
 
 
 def test_a_blind_model_answers_the_same_to_every_picture(magma: Magma):

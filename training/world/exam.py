@@ -39,6 +39,11 @@ class Task:
     topic: str = "caption"
     about: str = ""
 
+    @property
+    def question(self) -> str:
+        """The question without the letters around it; of a caption, its prompt."""
+        return self.prompt.removeprefix("Q: ").removesuffix(" A:")
+
     def is_right(self, text: str) -> bool:
         """Whether a model's text is the right answer; captions are compared by what they say."""
         if self.topic == "caption":
