@@ -101,9 +101,7 @@ class Ours:
         )
 
 
-def _arrays(
-    config: MagmaConfig, weights: tuple[Path, MagmaConfig] | None
-) -> dict[str, np.ndarray]:
+def _arrays(config: MagmaConfig, weights: tuple[Path, MagmaConfig] | None) -> dict[str, np.ndarray]:
     dtype = str(config.transformer.precision)
     tensors = RandomTensors(config, dtype=dtype) if weights is None else None
     return model_weights(config, tensors or SliceWeights(config, *weights))

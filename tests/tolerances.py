@@ -14,6 +14,9 @@ FLOAT32 = 1e-4
 # float16 storage against float32 with the unrounded checkpoint: weights and activations rounded.
 FLOAT16 = 2e-2
 
+# Weights in bfloat16, and processors' own products of it, which round activations to it too.
+BFLOAT16_ACTIVATIONS = 0.08
+
 # Products with int4 codes round activations to int8, 32 at a time.
 INT4_ACTIVATIONS = 0.25
 

@@ -32,7 +32,7 @@ from utils.checkpoint_layout import (
 )
 from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
-from utils.folder_layout import folder_embedding_rows, folder_tensors, is_folder_name
+from utils.folder_layout import folder_embedding_rows, folder_tensors, is_folder_name, part_of
 from utils.quantise import FORMAT_OF_CODES, SCALE_SUFFIX, QuantisedWeight
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         """The array of a canonical name.
 
         A view of the mapped file; bfloat16 and float64 are converted to a float32 copy. Codes with
-        scales are a `utils.quantise.QuantisedWeight`, which stands for an array.
+        scales, and the big matrices of a model folder in bfloat16, are a
+        `utils.quantise.QuantisedWeight`, which stands for an array.
 
         Raises:
             UserError: the checkpoint lacks it.
@@ -72,6 +73,8 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
         if name in self._scales:
             codes, scales = stored.read(), self._scales[name].read()
             return QuantisedWeight.of_stored(FORMAT_OF_CODES[stored.dtype], codes, scales)  # type: ignore[return-value]
+        if stored.dtype == "bfloat16" and self._is_run_as_stored(name):
+            return QuantisedWeight.of_stored("bfloat16", stored.stored(), None)  # type: ignore[return-value]
         array = stored.read()
         if name == WORD_EMBEDDING and self._embedding_rows not in (None, array.shape[0]):
             array = _fit_rows(array, self._embedding_rows)
@@ -117,6 +120,11 @@ class Checkpoint(Mapping[str, npt.NDArray[Any]]):
     def in_model_folder(self) -> bool:
         """Whether the tensors lie as in a model folder (`utils.model_folder`)."""
         return any(is_folder_name(name) for name in self._tensors)
+
+    def _is_run_as_stored(self, name: str) -> bool:
+        """Whether a tensor is one of the big matrices of a model folder."""
+        is_matrix = len(self._stored(name).shape) > 1
+        return is_matrix and part_of(name) is not None and self.in_model_folder
 
     def validate(self, config: MagmaConfig) -> None:
         """Checks that the checkpoint is exactly what ``config`` describes.

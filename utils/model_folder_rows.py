@@ -150,7 +150,7 @@ def _pieces(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: st
             for heads in zip(*(checkpoint[n].reshape(-1, *shape[2:]) for n in names), strict=True):
                 yield from heads
             return
-        yield checkpoint[name]
+        yield np.asarray(checkpoint[name])
         if name == WORD_EMBEDDING:
             yield np.zeros((shape[0] - checkpoint[name].shape[0], shape[1]), np.float16)
 

@@ -6,6 +6,9 @@ Both formats are symmetric and keep the numbers of one output row together:
 - ``int4``: codes in [-8, 7], one float16 scale for each 32 neighbours of a row: that of largest
   magnitude gets the code -8. A group is 16 bytes: byte i holds element i in its low half and
   element i + 16 in its high one, each the code plus 8. (The scheme of ggml's Q4_0.)
+
+Weights in bfloat16, which NumPy lacks, stand for arrays in the same way: their codes are the
+numbers' bits, and there are no scales.
 """
 
 from __future__ import annotations
@@ -52,8 +55,12 @@ def quantise(weight: Array, format: str) -> tuple[Array, Array]:
     return codes.reshape(*outer, codes.shape[-1]), scales.reshape(outer + scales.shape[1:])
 
 
-def dequantise(codes: Array, scales: Array, format: str) -> Array:
+def dequantise(codes: Array, scales: Array | None, format: str) -> Array:
     """The numbers that codes and scales stand for, (\\*out, in) float32."""
+    if scales is None:
+        bits = codes.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
     if format == "int8":
         return codes.astype(np.float32) * scales[..., None]
     groups = codes.reshape(*scales.shape, GROUP // 2)
@@ -120,9 +127,9 @@ class QuantisedWeight:
     array that ``__array__`` makes.
 
     Attributes:
-        format: "int8" or "int4".
+        format: "int8", "int4" or "bfloat16".
         codes: see :func:`quantise`, two axes.
-        scales: likewise.
+        scales: likewise; None for bfloat16.
         outer: output axes while it is not cut.
         dtype: of the numbers it stands for.
         cut: "" for (out, in); "columns" for r shards of the outputs, (r, in, out/r); "rows" for r
@@ -132,17 +139,19 @@ class QuantisedWeight:
 
     format: str
     codes: Array
-    scales: Array
+    scales: Array | None
     outer: tuple[int, ...]
     dtype: np.dtype[Any]
     cut: str = ""
     shards: int = 1
 
     @classmethod
-    def of_stored(cls, format: str, codes: Array, scales: Array) -> QuantisedWeight:
+    def of_stored(cls, format: str, codes: Array, scales: Array | None) -> QuantisedWeight:
         """From codes and scales of any number of output axes."""
         outer = codes.shape[:-1]
         codes = codes.reshape(-1, codes.shape[-1])
+        if scales is None:
+            return cls(format, codes, None, outer, np.dtype(np.float32))
         scales = scales.reshape(len(codes), *scales.shape[len(outer) :])
         return cls(format, codes, scales, outer, np.dtype(np.float16))
 
@@ -190,4 +199,4 @@ class QuantisedWeight:
             whole = whole.reshape(r, out // r, inner).transpose(0, 2, 1)
         elif self.cut == "rows":
             whole = whole.reshape(out, r, inner // r).transpose(1, 2, 0)
-        return whole.reshape(self.shape).astype(dtype or self.dtype)
+        return whole.reshape(self.shape).astype(dtype or self.dtype, copy=False)

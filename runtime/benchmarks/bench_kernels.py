@@ -31,7 +31,7 @@ def ways(rows: int) -> dict[str, Product]:
     """Functions of x and w, stored as (k, n) view of (n, k), by name."""
     found: dict[str, Product] = {"stock": _stock}
     if native() is not None:
-        found["native"] = linalg.matmul_2d
+        found["native"] = linalg._native_dot if rows <= linalg.DOT_ROWS else linalg._native_tiles
     if rows == 1:
         found["F.linear"] = lambda x, w: torch.nn.functional.linear(x.to(w.dtype), w.t())
     return found
@@ -39,8 +39,11 @@ def ways(rows: int) -> dict[str, Product]:
 
 def _stock(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """What is done where there is no library."""
-    few = x.shape[0] <= linalg.STOCK_ROWS and w.dtype == torch.float16
-    return linalg._stock_product(x, w) if few else linalg._matmul_tiled(x, w)
+    if w.dtype == torch.float16:
+        own = x.shape[0] <= linalg.STOCK_ROWS
+    else:
+        own = linalg._multiplies_brain()
+    return linalg._stock_product(x, w) if own else linalg._matmul_tiled(x, w)
 
 
 def measure(
@@ -105,8 +108,9 @@ def main() -> None:
             samples |= {f"{n}x{k}_{rows}_{way}_s": values for way, values in seconds.items()}
             samples[f"{n}x{k}_{rows}_read_s"] = reads
     library = native()
+    brain = options.bfloat16 and linalg._multiplies_brain()
     outcome = record.Result(
-        bench="runtime.benchmarks.bench_kernels",
+        bench=f"runtime.benchmarks.bench_kernels{'_bfloat16' if options.bfloat16 else ''}",
         title=f"Products with weights in {str(dtype).removeprefix('torch.')}",
         columns=(
             "weight",
@@ -127,9 +131,19 @@ def main() -> None:
         notes=(
             f"Instruction set of the C++ kernels: {library.name if library else 'not built'}.",
             "Medians over rounds; share of bandwidth: bytes of the weight a second, over those of"
-            " a plain read in the same round. Stock: F.linear for up to"
-            f" {linalg.STOCK_ROWS} rows and float16, else tiles widened to float32, then torch.mm.",
+            " a plain read in the same round. Stock: "
+            + (
+                "F.linear, with the processor's products of bfloat16."
+                if brain
+                else f"F.linear for up to {linalg.STOCK_ROWS} rows of x and float16, else tiles"
+                " widened to float32, then torch.mm."
+            ),
+            f"Native: sums along the rows of the weight for up to {linalg.DOT_ROWS} rows of x, then"
+            " tiles."
+            + f" Used: native for up to {linalg.BRAIN_DOT_ROWS} rows, then stock."
+            * brain,
         ),
+        command="runtime.benchmarks.bench_kernels" + (" --bfloat16" if options.bfloat16 else ""),
     )
     table.publish(outcome, [before, machine.measure_rates()])
 

@@ -149,7 +149,7 @@ class TorchBackend:
     def arrays(self, tensor: torch.Tensor) -> list[np.ndarray]:
         """Codes and scales of quantised matrices, else one array."""
         if isinstance(tensor, QuantisedTensor):
-            return [tensor.codes.numpy(), tensor.scales.numpy()]
+            return [part.numpy() for part in tensor.parts]
         return [tensor.numpy()]
 
     def moved(
@@ -163,8 +163,7 @@ class TorchBackend:
                 for a, place in zip(self.arrays(tensor), places, strict=True)
             ]
             if isinstance(tensor, QuantisedTensor):
-                codes, scales = parts
-                return self.fetch(QuantisedTensor(codes, scales, tensor.format, tensor.geometry))
+                return self.fetch(tensor.with_parts(parts))
         return self.fetch(parts[0])
 
     def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
@@ -320,7 +319,7 @@ class TorchBackend:
 
 def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
     if isinstance(tensor, QuantisedTensor):
-        return (*_layout(tensor.codes), *_layout(tensor.scales), tensor.shape, tensor.stride())
+        return (*map(_layout, tensor.parts), tensor.shape, tensor.stride())
     return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 

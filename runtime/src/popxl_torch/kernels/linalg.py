@@ -44,6 +44,11 @@ the read bandwidth for one and two rows, tiles 0.28 and 0.22; at four they are e
 AVX-512 and with AVX2.) It sums up in float32; x and the result are rounded to float16, as they may
 be in a float16 program."""
 
+BRAIN_DOT_ROWS = 12
+"""As DOT_ROWS for bfloat16 weights where the processor multiplies pairs of bfloat16: torch's own
+product, which uses that, and the sums along rows take the same time at 12 rows; at 24 it takes 0.8,
+at 168 half of that of tiles widened to float32, at 644 half."""
+
 _HALF = (torch.float16, torch.bfloat16)
 _kept = threading.local()
 
@@ -160,6 +165,19 @@ def _stock_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return F.linear(x.to(w.dtype), w.t()).float()
 
 
+def _brain_reads(x: torch.Tensor, w: torch.Tensor) -> bool:
+    return _multiplies_brain() and w.stride(0) == 1 and w.numel() >= NATIVE_FROM
+
+
+@functools.cache
+def _multiplies_brain() -> bool:
+    """Whether the processor has products of bfloat16, and torch may use them."""
+    has = torch.cpu.get_capabilities()
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # as ATEN_CPU_CAPABILITY may ask for
+        return False
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def _is_big(x: torch.Tensor, w: torch.Tensor) -> bool:
     return w.numel() > TILED_ABOVE
 
@@ -181,10 +199,17 @@ _TILED = Rule(math.inf, _is_big, _matmul_tiled)
 
 RULES: dict[tuple[str, torch.dtype], tuple[Rule, ...]] = {
     ("cpu", torch.float16): (*_NATIVE, Rule(STOCK_ROWS, _stock_reads, _stock_product), _TILED),
-    ("cpu", torch.bfloat16): (*_NATIVE, _TILED),
+    ("cpu", torch.bfloat16): (
+        Rule(BRAIN_DOT_ROWS, _native_reads, _native_dot),
+        Rule(math.inf, _brain_reads, _stock_product),
+        *_NATIVE,
+        _TILED,
+    ),
 }
 """By device and storage of w. The first rule that fits is taken; without one, torch's own product
-of widened matrices. ``runtime/benchmarks/bench_kernels.py`` measures all of them side by side."""
+of widened matrices. Processors' products of bfloat16 sum up in float32, but x and the result are
+rounded to bfloat16: to as many bits as the weights have.
+``runtime/benchmarks/bench_kernels.py`` measures all of them side by side."""
 
 
 def _matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Matrices kept as codes and scales, and products with them.
+"""Matrices kept in other types than the programs', and products with them.
 
 A :class:`QuantisedTensor` is a tensor to all kernels: shape, strides and dtype are those of the
 float matrix that it stands for, views of it are made as of any tensor, and whatever has no better
@@ -8,13 +8,14 @@ The formats are those that a host array names in ``popxl_storage``:
 
 - ``int8``: codes (n, k) int8, scales (n,) float32;
 - ``int4``: codes (n, k / 2) uint8, scales (n, k / 32) float16. The 32 elements of a group are 16
-  bytes: byte i holds element i in its low half and element i + 16 in its high one, each plus 8.
+  bytes: byte i holds element i in its low half and element i + 16 in its high one, each plus 8;
+- ``bfloat16``: codes (n, k) int16 or uint16, the numbers' bits; no scales (None).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,20 +63,20 @@ class QuantisedTensor(torch.Tensor):
 
     Attributes:
         codes: of the whole matrix, its rows contiguous.
-        scales: likewise.
-        format: "int8" or "int4".
+        scales: likewise; None for bfloat16.
+        format: "int8", "int4" or "bfloat16".
         geometry: a tensor without memory that has the shape, strides and offset of the view, over
             n·k elements row by row.
     """
 
     codes: torch.Tensor
-    scales: torch.Tensor
+    scales: torch.Tensor | None
     format: str
     geometry: torch.Tensor
 
     @staticmethod
     def __new__(
-        cls, codes: torch.Tensor, scales: torch.Tensor, format: str, geometry: torch.Tensor
+        cls, codes: torch.Tensor, scales: torch.Tensor | None, format: str, geometry: torch.Tensor
     ) -> QuantisedTensor:
         """As the attributes."""
         self: QuantisedTensor = torch.Tensor._make_wrapper_subclass(
@@ -118,8 +119,17 @@ class QuantisedTensor(torch.Tensor):
 
     def moved(self, device: torch.device) -> QuantisedTensor:
         """Its codes and scales on another device."""
-        codes, scales = self.codes.to(device), self.scales.to(device)
-        return QuantisedTensor(codes, scales, self.format, self.geometry)
+        return self.with_parts([part.to(device) for part in self.parts])
+
+    @property
+    def parts(self) -> list[torch.Tensor]:
+        """Codes and, if there are, scales."""
+        return [self.codes] if self.scales is None else [self.codes, self.scales]
+
+    def with_parts(self, parts: Sequence[torch.Tensor]) -> QuantisedTensor:
+        """The same view of other :attr:`parts`."""
+        codes, *scales = parts
+        return QuantisedTensor(codes, scales[0] if scales else None, self.format, self.geometry)
 
     @property
     def stored_bytes(self) -> int:
@@ -129,7 +139,7 @@ class QuantisedTensor(torch.Tensor):
         for size, stride in zip(g.shape, g.stride(), strict=True):
             count *= int(size) if stride else 1
         n, k = self.codes.shape[0], _inner(self.codes, self.format)
-        whole = self.codes.nbytes + self.scales.nbytes
+        whole = sum(part.nbytes for part in self.parts)
         return whole * count // (n * k)
 
     def numbers(self) -> torch.Tensor:
@@ -138,7 +148,7 @@ class QuantisedTensor(torch.Tensor):
         whole = _dequantised(self.codes, self.scales, self.format).to(g.dtype)
         return whole.as_strided(g.shape, g.stride(), g.storage_offset())
 
-    def rows(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """Codes and scales of a view (k', n') that is a block of rows and columns, transposed.
 
         Returns:
@@ -151,8 +161,10 @@ class QuantisedTensor(torch.Tensor):
         row, column = divmod(int(g.storage_offset()), k)
         inner, outer = g.shape
         rows = slice(row, row + outer)
-        if self.format == "int8":
-            return self.codes[rows, column : column + inner], self.scales[rows]
+        if self.format != "int4":
+            scales = None if self.scales is None else self.scales[rows]
+            return self.codes[rows, column : column + inner], scales
+        assert self.scales is not None
         if column % GROUP or inner % GROUP:
             return None
         end = column + inner
@@ -164,17 +176,21 @@ def from_storage(storage: Mapping[str, Any], dtype: torch.dtype) -> QuantisedTen
     """The tensor of a host array that names its storage in ``popxl_storage``.
 
     Args:
-        storage: "format", "codes" and "scales" (arrays), "cut" ("", "columns" or "rows") and
-            "shards": the array is the matrix (n, k), or its shards (r, k, n/r) or (r, k/r, n).
+        storage: "format", "codes" and "scales" (arrays, or None), "cut" ("", "columns" or "rows")
+            and "shards": the array is the matrix (n, k), or its shards (r, k, n/r) or (r, k/r, n).
         dtype: of the numbers it stands for.
 
     Returns:
         None for a format that is not known here.
     """
     format, r = storage["format"], storage["shards"]
-    if format not in ("int8", "int4"):
+    if format not in ("int8", "int4", "bfloat16"):
         return None
-    codes, scales = (torch.from_numpy(np.asarray(storage[key])) for key in ("codes", "scales"))
+    codes, scales = (
+        None if part is None else torch.from_numpy(np.asarray(part))
+        for part in (storage["codes"], storage["scales"])
+    )
+    assert codes is not None
     n, k = codes.shape[0], _inner(codes, format)
     geometry = torch.empty((n, k), dtype=dtype, device="meta")
     if storage["cut"] == "columns":
@@ -190,8 +206,10 @@ def _inner(codes: torch.Tensor, format: str) -> int:
     return int(codes.shape[1]) * (2 if format == "int4" else 1)
 
 
-def _dequantised(codes: torch.Tensor, scales: torch.Tensor, format: str) -> torch.Tensor:
+def _dequantised(codes: torch.Tensor, scales: torch.Tensor | None, format: str) -> torch.Tensor:
     """(n, k) float32."""
+    if scales is None:
+        return codes.view(torch.bfloat16).float()
     if format == "int8":
         return codes.float() * scales[:, None]
     groups = codes.reshape(*scales.shape, GROUP // 2)
@@ -216,6 +234,9 @@ def product_with(w: QuantisedTensor, multiply: Product) -> Callable[[torch.Tenso
     if block is None:
         return lambda x: multiply(x, w.numbers())
     codes, scales = block
+    if scales is None:
+        brain = codes.view(torch.bfloat16).t()
+        return lambda x: multiply(x, brain)
 
     def run(x: torch.Tensor) -> torch.Tensor:
         library = native() if x.device.type == "cpu" else None

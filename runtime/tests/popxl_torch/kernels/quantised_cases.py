@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.random import Generator
 
 FORMATS = ("int8", "int4")
+STORED = (*FORMATS, "bfloat16")
 GROUP = 32
 
 
@@ -22,7 +24,7 @@ class HostMatrix:
 
     format: str
     codes: np.ndarray
-    scales: np.ndarray
+    scales: np.ndarray | None
     numbers: np.ndarray
     cut: str = ""
     shards: int = 1
@@ -55,6 +57,10 @@ class HostMatrix:
 
 def host_matrix(rng: Generator, format: str, n: int, k: int, cut: str = "", r: int = 1):
     """A random matrix whose codes take every value."""
+    if format == "bfloat16":
+        numbers = torch.from_numpy(rng.normal(size=(n, k))).bfloat16()
+        codes = numbers.view(torch.uint16).numpy()
+        return HostMatrix(format, codes, None, numbers.double().numpy(), cut, r)
     if format == "int8":
         codes = rng.integers(-127, 128, (n, k)).astype(np.int8)
         scales = rng.uniform(0.001, 0.02, n).astype(np.float32)

@@ -61,6 +61,22 @@ def test_few_rows_are_rounded_to_half_precision_and_summed_up_in_float32(
     assert bool((matmul_2d(torch.ones(rows, 4100, dtype=left), ones) == 4100).all())
 
 
+@pytest.mark.parametrize("has_products", [True, False])
+@pytest.mark.parametrize("rows", [1, 13, 40])
+def test_bfloat16_weights_are_multiplied_by_the_processor_if_it_can(
+    rng: Generator, monkeypatch: pytest.MonkeyPatch, rows: int, has_products: bool
+):
+    monkeypatch.setattr(linalg, "_multiplies_brain", lambda: has_products)
+    x, w = matrix(rng, rows, INNER, torch.float32), matrix(rng, 300, INNER, torch.bfloat16).t()
+    found = matmul_2d(x, w)
+    assert found.dtype == torch.float32
+    # Half a unit in the last place of the result, and of every element of x.
+    wanted, rounding = x.double() @ w.double(), 2.0**-8 if has_products else 0
+    bound = rounding * (wanted.abs() + x.double().abs() @ w.double().abs()) + FLOAT32_ATOL
+    assert bool(((found - wanted).abs() <= bound).all())
+    assert torch.equal(found.bfloat16().float(), found) == has_products
+
+
 def test_small_half_matrices_give_float32(rng: Generator):
     x, w = matrix(rng, 3, 8, torch.float16), matrix(rng, 8, 2, torch.float16)
     found = matmul_2d(x, w)

@@ -20,6 +20,7 @@ from popxl_torch.settings import Settings
 
 from runtime.tests.popxl_torch.kernels.quantised_cases import (
     FORMATS,
+    STORED,
     HostMatrix,
     host_matrix,
     rounded_groups,
@@ -28,6 +29,7 @@ from runtime.tests.popxl_torch.kernels.test_native import instruction_sets
 
 RTOL = 2e-6  # of the sums of the products' sizes: float32 sums
 HALF = 1e-3  # of the largest: codes widened to float16
+BRAIN = 2**-8  # of the largest: x and the result rounded to bfloat16
 ROUNDED_X = 0.03  # of the result's standard deviation: x in int8, 32 elements at a time
 
 SETS = instruction_sets()
@@ -48,7 +50,7 @@ def rows_of(rng: Generator, m: int, k: int) -> np.ndarray:
 # ---- as tensors ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", STORED)
 @pytest.mark.parametrize(("cut", "r"), [("", 1), ("columns", 1), ("columns", 4), ("rows", 2)])
 def test_it_has_the_numbers_and_the_shape_of_its_array(
     rng: Generator, format: str, cut: str, r: int
@@ -61,7 +63,7 @@ def test_it_has_the_numbers_and_the_shape_of_its_array(
     torch.testing.assert_close(ours + 0, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", STORED)
 def test_views_stay_quantised_and_see_the_right_numbers(rng: Generator, format: str) -> None:
     matrix = host_matrix(rng, format, 8, 128, "columns", 2)
     ours, expected = tensor(matrix), torch.from_numpy(np.asarray(matrix))
@@ -85,7 +87,11 @@ def test_views_stay_quantised_and_see_the_right_numbers(rng: Generator, format: 
 
 def test_bytes_are_those_of_codes_and_scales(rng: Generator) -> None:
     backend = TorchBackend(Settings(device="cpu"), 2)
-    for format, size_bytes in (("int8", 64 * 32 + 4 * 32), ("int4", 64 * 32 // 2 + 2 * 2 * 32)):
+    for format, size_bytes in (
+        ("int8", 64 * 32 + 4 * 32),
+        ("int4", 64 * 32 // 2 + 2 * 2 * 32),
+        ("bfloat16", 2 * 64 * 32),
+    ):
         matrix = tensor(host_matrix(rng, format, 32, 64))
         assert backend.nbytes(matrix) == size_bytes
         assert backend.nbytes(matrix[:16]) == size_bytes // 2
@@ -172,7 +178,7 @@ def test_widened_codes_are_the_numbers_as_float16(
 
 
 @pytest.mark.parametrize("with_library", [False, pytest.param(True, marks=needs_library)])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", STORED)
 @pytest.mark.parametrize("m", [1, 3, 6, 25])
 def test_products_of_whole_matrices_and_shards(
     rng: Generator, monkeypatch: pytest.MonkeyPatch, format: str, m: int, with_library: bool
@@ -187,6 +193,8 @@ def test_products_of_whole_matrices_and_shards(
         limit = HALF * expected.abs().max()
         if format == "int4" and with_library and m <= DOT_ROWS:
             limit = ROUNDED_X * expected.std() * 4
+        if format == "bfloat16":
+            limit = BRAIN * expected.abs().max()
         if cut == "columns":
             joined = ours.as_strided((128, 64), ours.stride()[1:])
             assert joined.rows() is not None
@@ -217,7 +225,7 @@ def test_a_view_of_no_rows_is_multiplied_by_its_numbers(rng: Generator) -> None:
 # ---- in programs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", STORED)
 @pytest.mark.parametrize("remote", [True, False])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_program_computes_with_a_quantised_variable(
