@@ -1,6 +1,7 @@
 """Generation, beside peers and beside the machine's limits.
 
-An 8-block slice of the real widths with random weights. Peers are transformers' GPT-J and
+An 8-block slice of the real widths with random weights; the part "full" takes all blocks, one
+engine after another (13 GB of disk, 24 GiB of memory). Peers are transformers' GPT-J and
 llama.cpp, each left out, with a line that says so, where its packages are not installed:
 
     pip install --no-deps --target FOLDER xllamacpp==2026.10.11549 gguf==0.19.0
@@ -16,7 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import generation_parts, table
-from benchmarks.generation_peers import AVX2_ONLY, ENGINES, Setup, beside_peers
+from benchmarks.generation_full import one_after_another
+from benchmarks.generation_peers import AVX2_ONLY, ENGINES, Setup, beside_peers, in_bfloat16
 
 CACHE = Path(__file__).parents[1] / "cache" / "generation"
 
@@ -24,6 +26,8 @@ PARTS = {
     "equal": generation_parts.equal,
     "overhead": generation_parts.overhead,
     "peers": beside_peers,
+    "bfloat16": in_bfloat16,
+    "full": one_after_another,
     "batch": generation_parts.batches,
     "length": generation_parts.lengths,
     "schemes": generation_parts.schemes,
@@ -93,8 +97,7 @@ def main() -> None:
                 table.publish(outcome, turns.frame())
     finally:
         if not options.keep:
-            for suffix in ("pt", "gguf"):
-                setup.big_file(suffix).unlink(missing_ok=True)
+            setup.remove_big_files()
 
 
 if __name__ == "__main__":

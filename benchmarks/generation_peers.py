@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,9 @@ llama.cpp's wheel has no more than AVX2 anyway."""
 
 NATIVE_SWITCH = "POPXL_TORCH_NATIVE"
 OURS = "ours, tp 4"
+BFLOAT16 = ("ours-bfloat16", "ours", "transformers")
+"""Engines of the comparison with weights in bfloat16."""
+
 TRANSFORMERS = "transformers bf16"
 LLAMA = "llama.cpp F16, same shape"
 PROMPT_TOKENS = 24
@@ -112,6 +116,24 @@ class Setup:
             write_random_checkpoint(path, config, dtype=str(config.transformer.precision))
         return path, config
 
+    def brain_folder(self) -> Path:
+        """The same weights as a model folder in bfloat16, which is written if it is not there."""
+        from utils.checkpoint import open_checkpoint
+        from utils.model_folder_rows import Storage
+        from utils.model_folder_writer import write_model_folder
+
+        folder = self.big_file("bfloat16")
+        if not folder.exists():
+            path, config = self.weights()
+            write_model_folder(open_checkpoint(path, config), config, folder, Storage("bfloat16"))
+        return folder
+
+    def remove_big_files(self) -> None:
+        """Deletes all that was written."""
+        for suffix in ("pt", "gguf"):
+            self.big_file(suffix).unlink(missing_ok=True)
+        shutil.rmtree(self.big_file("bfloat16"), ignore_errors=True)
+
     def gguf(self) -> Path:
         """llama.cpp's file, which is written if it is not there."""
         from benchmarks.engine_llama import write_gguf
@@ -124,8 +146,11 @@ class Setup:
         return path
 
 
-def _ours(setup: Setup, tensor_parallel: int = 4, native: bool = True) -> Worker:
+def _ours(
+    setup: Setup, tensor_parallel: int = 4, native: bool = True, brain: bool = False
+) -> Worker:
     path, written_for = setup.weights()
+    path = setup.brain_folder() if brain else path
     config = setup.slice(written_for.text_tokens, tensor_parallel)
     return Worker(
         "benchmarks.engine_ours:Ours",
@@ -168,6 +193,7 @@ class Entry:
 
 ENGINES = {
     "ours": Entry(OURS, _ours),
+    "ours-bfloat16": Entry("ours, tp 4, weights in bfloat16", partial(_ours, brain=True)),
     "ours-tp1": Entry("ours, tp 1", partial(_ours, tensor_parallel=1)),
     "ours-stock": Entry("ours, tp 4, native off", partial(_ours, native=False)),
     "ours-tp1-stock": Entry(
@@ -186,10 +212,10 @@ def missing(entry: Entry, packages: Path | None) -> list[str]:
     return [name for name in entry.needs if importlib.util.find_spec(name) is None]
 
 
-def runnable(setup: Setup) -> dict[str, Entry]:
-    """The wanted engines that can run; says which cannot."""
+def runnable(setup: Setup, keys: Sequence[str]) -> dict[str, Entry]:
+    """Those of some engines that can run; says which cannot."""
     found = {}
-    for key in setup.engines:
+    for key in keys:
         entry = ENGINES[key]
         lacking = missing(entry, setup.packages)
         if lacking:
@@ -201,7 +227,19 @@ def runnable(setup: Setup) -> dict[str, Entry]:
 
 def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
     """Each round, every engine encodes a picture if it can, reads a prompt and makes tokens."""
-    entries = {entry.label: entry for entry in runnable(setup).values()}
+    entries = {entry.label: entry for entry in runnable(setup, setup.engines).values()}
+    turns = _in_turns(setup, entries)
+    return both_results(entries, turns, setup)
+
+
+def in_bfloat16(setup: Setup) -> list[tuple[record.Result, Turns]]:
+    """The same with our weights in bfloat16 too."""
+    entries = {entry.label: entry for entry in runnable(setup, BFLOAT16).values()}
+    turns = _in_turns(setup, entries)
+    return both_results(entries, turns, setup, "bfloat16", "weights in bfloat16")
+
+
+def _in_turns(setup: Setup, entries: dict[str, Entry]) -> Turns:
     config = setup.written_for()
     prompts = random_prompts(config, PROMPT_TOKENS)
     with ExitStack() as stack:
@@ -214,21 +252,51 @@ def beside_peers(setup: Setup) -> list[tuple[record.Result, Turns]]:
             label: partial(worker.call, "run", prompts, setup.tokens, True)
             for label, worker in workers.items()
         }
-        turns = take_turns(actions, setup.rounds)
+        return take_turns(actions, setup.rounds)
+
+
+def both_results(
+    entries: dict[str, Entry], turns: Turns, setup: Setup, part: str = "peers", title: str = ""
+) -> list[tuple[record.Result, Turns]]:
+    """Tables of decode and of the first token.
+
+    Args:
+        entries: The engines, by label.
+        turns: What they did.
+        setup: How.
+        part: Of the program that measured; part of the results' names if it is not "peers".
+        title: What is special.
+    """
+    config = setup.written_for()
     lm = config.transformer
+    in_order = " in which the engines take turns" if part != "full" else ", engine after engine"
     notes = (
         f"{setup.blocks} decoder blocks of h = {lm.hidden_size}, {lm.attention.heads} heads, MLP"
         f" {lm.inner_size}, vocabulary {lm.embedding.vocab_size}; random weights; one picture"
         f" ({config.image_tokens} positions) and {PROMPT_TOKENS} ids in, {setup.tokens} out,"
-        f" greedy; {setup.threads} threads; {setup.rounds} rounds in which the engines take turns."
+        f" greedy; {setup.threads} threads; {setup.rounds} rounds{in_order}."
         f" {setup.instructions()}",
         f"Ours has adapters ({lm.inner_of(lm.ff_adapter)} wide, {lm.precision}), which peers lack."
         " llama.cpp runs its phi2 at GPT-J's sizes and takes no picture: its prompt has as many"
         " ids more.",
     )
+    results = [
+        _decode_result(config, entries, turns, setup, notes),
+        _first_token_result(entries, turns, setup, notes),
+    ]
+    if part == "peers":
+        return [(result, turns) for result in results]
     return [
-        (_decode_result(config, entries, turns, setup, notes), turns),
-        (_first_token_result(entries, turns, setup, notes), turns),
+        (
+            replace(
+                result,
+                bench=f"{result.bench}_{part}",
+                title=f"{result.title} ({title})",
+                command=setup.command(part),
+            ),
+            turns,
+        )
+        for result in results
     ]
 
 
@@ -275,8 +343,8 @@ def _decode_result(
             *notes,
             "Milliseconds: median / least of the rounds' medians. 'Of bandwidth': bytes that a"
             " token must read, through the time, over the bandwidth measured just before and after"
-            " the engine's turn. 'Ours ÷ it': tokens/s of 'ours, tp 4' over the engine's, median"
-            " of the rounds' ratios.",
+            " the engine's turn. 'Ours ÷ it': tokens/s of the first row's engine over this one's,"
+            " median of the rounds' ratios.",
             "Targets: of bandwidth ≥ 0.75 (native off ≥ 0.60); ours ÷ transformers ≥ 1.5; ours ÷"
             " llama.cpp ≥ 0.95.",
         ),
@@ -285,10 +353,11 @@ def _decode_result(
 
 
 def _against(turns: Turns, label: str, seconds: Callable[[Times], float]) -> str:
-    """How many times faster than an engine ours is."""
-    if OURS not in turns.of:
+    """How many times faster than an engine ours, the first one, is."""
+    first = next(iter(turns.of))
+    if not first.startswith("ours"):
         return "-"
-    return f"{ratio(turns.values(label, seconds), turns.values(OURS, seconds)):.2f}"
+    return f"{ratio(turns.values(label, seconds), turns.values(first, seconds)):.2f}"
 
 
 def _first_token_result(
@@ -329,8 +398,8 @@ def _first_token_result(
         notes=(
             *notes,
             "The picture goes through the whole encoder: ours in its own precision, transformers'"
-            " through open_clip in float32. 'Ours ÷ it': its seconds over those of 'ours, tp 4',"
-            " median of the rounds' ratios: how many times faster ours is.",
+            " through open_clip in float32. 'Ours ÷ it': its seconds over those of the first row's"
+            " engine, median of the rounds' ratios: how many times faster that is.",
             "Targets: first token ≥ 6 times faster than transformers; prefill ≥ 1.0 times"
             " llama.cpp's.",
         ),
