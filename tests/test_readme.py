@@ -112,7 +112,8 @@ def test_readme_python_runs(tmp_path, monkeypatch, capsys):
     exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "length" in printed or "eos" in printed
-    assert names["embeddings"].shape[1] == 64
+    assert printed.endswith((" yes\n", " no\n"))
+    assert names["embeddings"].shape[1] == 192
 
 
 def test_the_pipeline_of_checks_calls_make():
