@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, proxy
 
 import numpy as np
 
@@ -100,15 +100,15 @@ class Runs(Protocol):
         """
 
 
-_CACHED: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_CACHED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def runs_of(session: MagmaSession, config: MagmaConfig, pad_id: int = 0) -> Runs:
     """The runs of a session of either scheme.
 
-    What the cached scheme's session holds (pictures, prompts) is known to one object only: as long
-    as someone keeps it, everyone gets this one. So the owner of a session keeps its runs as long as
-    the session, and pictures are not encoded again from call to call.
+    What the cached scheme's session holds (pictures, prompts) is known to one object only, which
+    everyone gets as long as there is the session. So pictures are not encoded again from call to
+    call. The runs do not keep their session.
 
     Args:
         session: an entered session with its weights written.
@@ -120,10 +120,9 @@ def runs_of(session: MagmaSession, config: MagmaConfig, pad_id: int = 0) -> Runs
         return RecomputeRuns(session, config, pad_id)
     from execution.cached_runs import CachedRuns
 
-    # The runs keep their session, so its id is no other's while they are in the table.
-    runs = _CACHED.get(id(session))
+    runs = _CACHED.get(session)
     if runs is None:
-        runs = _CACHED[id(session)] = CachedRuns(session, config)
+        runs = _CACHED[session] = CachedRuns(proxy(session), config)
     return runs
 
 

@@ -199,14 +199,6 @@ def test_a_prompt_whose_picture_gave_way_is_read_again(rng, reference):
             runs.embed(pictures(rng, 6), [Picture(n) for n in range(6)])
 
 
-def test_everyone_gets_the_same_runs_of_a_session_as_long_as_one_keeps_them():
-    config = small_config(1, "float32", 1, **SIZES)
-    one, other = (open_session(config, "cached") for _ in range(2))
-    runs = runs_of(one, config)
-    assert runs_of(one, config, pad_id=3) is runs
-    assert runs_of(other, config) is not runs
-
-
 def test_what_cannot_go_on_says_so(rng):
     config = small_config(1, "float32", 2, **SIZES)
     with open_session(config, "cached") as session:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.config import GPTJEmbeddingConfig, MagmaConfig, Precision
+from config.config import MagmaConfig, Precision
 from config.parsing import load_preset
 from execution.generate import check_lengths, generate
-from execution.runs import next_logits, words_host
 from utils.errors import UserError
 from utils.sampling import Sampling
 
@@ -228,51 +227,3 @@ def test_wrong_sizes_are_refused(rng: np.random.Generator) -> None:
         generate(FakeSession(config), config, image, [[1], [1]], GREEDY, 1, EOS)
     with pytest.raises(UserError, match="top_p is 2"):
         generate(FakeSession(config), config, image, [[1], [1]], replace(GREEDY, top_p=2), 1, EOS)
-
-
-@pytest.mark.parametrize("tp", [1, 2, 4])
-def test_next_logits_joins_the_slices(tp: int, rng: np.random.Generator) -> None:
-    config = _config(tp, batch=2)
-    whole = rng.standard_normal((2, config.total_tokens, 512)).astype(np.float16)
-    cut = np.stack(np.split(whole.reshape(-1, 512), tp, axis=1))
-    for row in range(2):
-        for length in range(config.text_tokens + 1):
-            joined = next_logits(config, cut if tp > 1 else cut[0], row, length)
-            expected = whole[row, config.image_tokens + length - 1].astype(np.float32)
-            np.testing.assert_array_equal(joined, expected)
-
-
-@pytest.mark.parametrize("tp", [1, 2, 4])
-@pytest.mark.parametrize("rows", [100, 128])
-def test_words_find_their_row_once_or_a_row_of_zeros(
-    tp: int, rows: int, rng: np.random.Generator
-) -> None:
-    config = _config(tp)
-    config.transformer.embedding = GPTJEmbeddingConfig(vocab_size=256, real_vocab_size=rows)
-    per_shard = config.transformer.embedding_rows_per_shard
-    table = np.zeros((tp * per_shard, 5))
-    table[:rows] = rng.standard_normal((rows, 5))
-    ids = rng.integers(0, rows, (1, config.text_tokens))
-    ids[0, 2] = 255
-    if tp == 1 and rows == per_shard:
-        with pytest.raises(UserError, match="token id 255 has no row"):
-            words_host(config, ids)
-        return
-    words = words_host(config, ids).reshape(tp, -1)
-    found = np.zeros((config.text_tokens, 5))
-    for shard, shard_words in zip(np.split(table, tp), words, strict=True):
-        inside = (shard_words >= 0) & (shard_words < per_shard)
-        found[inside] += shard[shard_words[inside]]
-    expected = np.where(ids[0, :, None] < rows, table[np.minimum(ids[0], rows - 1)], 0)
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_offsets_are_those_of_the_embedding_layer() -> None:
-    layers = pytest.importorskip("popxl_addons.layers")
-    for tp in (1, 2, 4):
-        config = _config(tp)
-        for rows in (512, 100, 50258):
-            config.transformer.embedding = GPTJEmbeddingConfig(51200, rows)
-            words = words_host(config, np.zeros((1, 1), np.int64)).reshape(tp, 1)
-            offsets = layers.Embedding.get_offsets(rows, tp)
-            np.testing.assert_array_equal(-words[:, 0], offsets)
