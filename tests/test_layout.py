@@ -1,4 +1,4 @@
-"""Imports point down: what a layer may use is below it, never beside or above."""
+"""Imports point down, never beside or above; and every source has its tests."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ def upward(layer: str, source: str) -> set[str]:
     return {name for name in imported(source) & set(LEVEL) if LEVEL[name] > LEVEL[layer]}
 
 
+TESTED = [
+    path.relative_to(ROOT)
+    for path in [*layered_files(), ROOT / "train.py", *sorted((ROOT / "training").rglob("*.py"))]
+    if path.name != "__init__.py"
+]
+
+
 @pytest.mark.parametrize("path", layered_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path):
     assert upward(layer_of(path), path.read_text()) == set()
@@ -87,3 +94,35 @@ def test_every_layer_has_files():
 )
 def test_the_check_finds_upward_imports(layer: str, source: str, found: set[str]):
     assert upward(layer, source) == found
+
+
+# Sources without tests of that name, and where they are tested instead.
+TESTED_ELSEWHERE = {
+    "run_inference.py": "tests/test_cli.py",
+    "execution/cached.py": "tests/test_schemes.py",
+    "modelling/adapters.py": "tests/modelling/test_gptj.py",
+    "training/sources.py": "tests/training/test_convert_dataset.py",
+    "training/world/kinds.py": "tests/training/world/test_scenes.py",
+    "training/world/make_emoji.py": "tests/training/world/test_pictures.py",
+    "utils/model_folder_rows.py": "tests/utils/test_model_folder_writer.py",
+    "utils/random_tensors.py": "tests/utils/test_checkpoint_writer.py",
+    "utils/safetensors_header.py": "tests/utils/test_checkpoint_files.py",
+}
+
+
+def mirrors(source: Path) -> list[Path]:
+    """Where a source's tests may be: in a file of its name, or of its package's."""
+    folder = ROOT / "tests" / source.parent
+    return [folder / f"test_{source.name}", folder.parent / f"test_{folder.name}.py"]
+
+
+@pytest.mark.parametrize("path", TESTED, ids=lambda path: str(path))
+def test_tests_mirror_sources(path: Path):
+    elsewhere = TESTED_ELSEWHERE.get(str(path))
+    mirrored = any(mirror.is_file() for mirror in mirrors(path))
+    assert mirrored == (elsewhere is None)
+    assert elsewhere is None or (ROOT / elsewhere).is_file()
+
+
+def test_what_is_tested_elsewhere_exists():
+    assert set(TESTED_ELSEWHERE) <= {str(path) for path in TESTED}
