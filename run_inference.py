@@ -236,15 +236,15 @@ def _answer(magma: Magma, prompts: list, how: Options, options: Namespace, folde
         # Printed first: a file that cannot be written must not cost the answer.
         Printer(labels, stream, options.logprobs is not None).run()
     finally:
-        traces: list[Path | None] = [*sorted(folder.glob("batch_*.json"))]
-        if not traces and any(answer.ids for answer in stream.answers):
-            traces = [None]
-        for trace in traces:
-            print(f"\n{phase_table(trace)}")
-        if options.device_memory or options.weights:
-            for plan in sorted(folder.glob("memory_*.json")) or [None]:
-                print(f"\n{memory_table(plan)}")
+        if any(answer.ids for answer in stream.answers):
+            for trace in sorted(folder.glob("batch_*.json")) or [None]:
+                print(f"\n{phase_table(trace)}")
+            if options.device_memory or options.weights:
+                for plan in sorted(folder.glob("memory_*.json")) or [None]:
+                    print(f"\n{memory_table(plan)}")
         dump(options, stream.answers, magma.config.transformer.embedding.vocab_size)
+    if all(answer.error is not None for answer in stream.answers):
+        raise UserError("nothing was answered: no picture of any prompt can be used")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -58,7 +58,13 @@ class Answer:
 
     @property
     def logits(self) -> Array:
-        """[len(ids), vocabulary] float32, if they were asked for."""
+        """[len(ids), vocabulary] float32.
+
+        Raises:
+            UserError: they were not asked for.
+        """
+        if not self.kept_logits:
+            raise UserError("the logits were not kept; ask for them with output_logits=True")
         return np.stack(self.kept_logits)
 
 

@@ -84,6 +84,17 @@ def _pictures_by_prompt(images: Any) -> list[list[Piece]]:
     return [_pictures_of(item) for item in _listed(images, "pictures are")]
 
 
+def pieces_of_one(inputs: Any) -> list[Piece]:
+    """One prompt as a list of pieces: a piece, or any number of them in their order.
+
+    Raises:
+        UserError: a thing that is neither text nor a picture.
+    """
+    if isinstance(inputs, (str, *_PICTURES)):
+        return [inputs]
+    return [_checked(piece) for piece in _listed(inputs, "pieces of a prompt are")]
+
+
 def _listed(values: Any, what: str) -> list[Any]:
     if not isinstance(values, Iterable) or isinstance(values, bytes | Mapping):
         raise UserError(f"the {what} {type(values).__name__}; expected one or a list of them")
@@ -196,9 +207,19 @@ def _load(picture: Piece) -> Image.Image:
     if isinstance(picture, os.PathLike):
         return load_image(picture)
     if isinstance(picture, Image.Image):
-        return picture
+        return _loaded(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise UserError(
             f"the array is {picture.dtype} of shape {picture.shape}; expected uint8 (y, x, 3)"
         )
     return Image.fromarray(picture)
+
+
+def _loaded(picture: Image.Image) -> Image.Image:
+    """A picture of Pillow's with its pixels, which it reads from a file when they are wanted."""
+    try:
+        picture.load()
+    except Exception as error:  # decoders raise many types on damaged data
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"the picture cannot be read from its file ({reason})") from error
+    return picture

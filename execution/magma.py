@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -20,15 +21,16 @@ from config.original import preset_or_original
 from config.parsing import load_preset, preset_names
 from execution.answers import Answer, Stream
 from execution.engine import EngineOptions, check_budget, check_weights
-from execution.inputs import ImageLike, Prepared, pieces_of, prepare
-from execution.options import Options, resolve
+from execution.inputs import ImageLike, Prepared, pieces_of, pieces_of_one, prepare
+from execution.options import Kinds, Options, check_kinds, resolve
 from execution.prompts import Array, Embedded, Prompt, check_continuations, check_length
 from execution.score import score
 from execution.sessions import OneSession, Sessions
 from modelling.mapping import model_weights
 from utils.checkpoint import open_checkpoint
-from utils.checkpoint_sources import RELEASE_PRESET, checkpoint_of, published_checkpoint
+from utils.checkpoint_sources import RELEASE_PRESET, checkpoint_of
 from utils.errors import UserError
+from utils.files import made_folder
 from utils.images import ImageInput
 from utils.model_folder import folder_config, is_model_folder
 from utils.tokenizer import encode, tokenizer_for
@@ -37,6 +39,19 @@ if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
 
 __all__ = ["Answer", "ImageInput", "Magma", "Options", "Score", "Stream"]
+
+_NAME: tuple[type, ...] = (str, os.PathLike)
+
+_KINDS: Kinds = {
+    "path_or_preset": (_NAME, "a model folder, a checkpoint, or the name of a preset"),
+    "config_path": (_NAME, "a YAML file of the original MAGMA, or the name of a preset"),
+    "checkpoint_path": (_NAME, "a checkpoint"),
+    "config": ((str, MagmaConfig), "the name of a preset, or a MagmaConfig"),
+    "tensor_parallel": (Integral, "a whole number"),
+    "max_batch": (Integral, "a whole number"),
+    "trace": (_NAME, "a folder"),
+    "device_memory": ((str, Integral), "bytes, or a text such as 2GiB or auto"),
+}
 
 STEPS_BEHIND_EMBEDDINGS = 100
 """New tokens at most behind given embeddings, where nothing is asked for; as older programs do."""
@@ -93,7 +108,7 @@ class Magma:
         dtype: object = None,
         max_batch: int | None = None,
         scheme: str = "cached",
-        trace: Path | None = None,
+        trace: str | os.PathLike[str] | None = None,
         device_memory: str | int | None = None,
         weights: str | None = None,
     ) -> Magma:
@@ -115,7 +130,7 @@ class Magma:
             scheme: "cached" keeps keys and values; "recompute" runs everything again for every
                 token.
             trace: folder in which each program writes the time and bytes of its phases, and what
-                it keeps where.
+                it keeps where; made where there is none.
             device_memory: what a program may take of anonymous memory, on CPUs only so far: bytes,
                 or a text such as "2GiB" or "auto". By default there is no limit.
             weights: "mapped" uses them where their files are mapped, on a CPU the default; "read"
@@ -125,6 +140,8 @@ class Magma:
         Raises:
             UserError: no such model, or values that do not fit together.
         """
+        check_kinds({"path_or_preset": path_or_preset}, _KINDS)
+        check_kinds(_given(config=config, tensor_parallel=tensor_parallel), _KINDS)
         preset = str(path_or_preset) in preset_names()
         path = None if preset else Path(path_or_preset)
         if path is not None and not path.exists():
@@ -157,11 +174,12 @@ class Magma:
         scheme: str = "cached",
         device: object = None,
         max_batch: int | None = None,
-        trace: Path | None = None,
+        trace: str | os.PathLike[str] | None = None,
         device_memory: str | int | None = None,
         weights: str | None = None,
     ) -> Magma:
         """A model of exactly this configuration; see :meth:`from_pretrained`."""
+        check_kinds(_given(max_batch=max_batch, trace=trace, device_memory=device_memory), _KINDS)
         config.validate()
         engine = EngineOptions(
             device=None if device is None else str(device),
@@ -176,7 +194,7 @@ class Magma:
             scheme,
             tokenizer.eos_token_id,
             max_batch,
-            trace,
+            None if trace is None else made_folder(trace),
             engine,
         )
         return cls(sessions, config, tokenizer)
@@ -192,15 +210,18 @@ class Magma:
 
         Args:
             config_path: a YAML file of the original MAGMA, or a preset's name.
-            checkpoint_path: any checkpoint; None downloads the published one.
+            checkpoint_path: any checkpoint. By default the preset's, as :meth:`from_pretrained`
+                has it, and for a YAML file the published one.
             device: see :meth:`from_pretrained`.
 
         Raises:
             UserError: see :meth:`from_pretrained`.
         """
+        check_kinds({"config_path": config_path}, _KINDS)
+        check_kinds(_given(checkpoint_path=checkpoint_path), _KINDS)
         config = preset_or_original(config_path)
-        path = published_checkpoint(config) if checkpoint_path is None else Path(checkpoint_path)
-        return cls.of_config(config, path, device=device)
+        path = None if checkpoint_path is None else Path(checkpoint_path)
+        return cls.of_config(config, path or checkpoint_of(str(config_path), config), device=device)
 
     @classmethod
     def of_session(cls, session: Any, config: MagmaConfig, tokenizer: GPT2Tokenizer) -> Magma:
@@ -311,7 +332,7 @@ class Magma:
             sequences = np.asarray(embeddings, np.float32)
         except (TypeError, ValueError) as error:
             raise UserError("the embeddings are no array of numbers (b, s, h)") from error
-        if sequences.ndim != 3:
+        if sequences.ndim != 3 or not len(sequences):
             raise UserError(f"the embeddings have shape {sequences.shape}; expected (b, s, h)")
         settled = resolve(options, self.tokenizer, self.config.seed)
         prepared = Prepared([[Embedded(rows)] for rows in sequences], [], {})
@@ -372,7 +393,7 @@ class Magma:
         opened.user = self
         return [opened.runs.embed(prepared.images(), prompt or []) for prompt in prepared.prompts]
 
-    def preprocess_inputs(self, inputs: Sequence[Any]) -> Array:
+    def preprocess_inputs(self, inputs: str | Sequence[Any]) -> Array:
         """The embeddings of one prompt, as older programs ask for them.
 
         Args:
@@ -384,7 +405,7 @@ class Magma:
         Raises:
             UserError: see :meth:`embed`.
         """
-        return self.embed(prompts=[[inputs] if isinstance(inputs, str) else list(inputs)])[0][None]
+        return self.embed(prompts=[pieces_of_one(inputs)])[0][None]
 
     def _prepare(self, images: Any, prompts: Any, skip_bad: bool, new_tokens: int) -> Prepared:
         """Reads pictures and texts and checks that they fit."""
@@ -401,6 +422,11 @@ class Magma:
                 if not prompt:
                     raise UserError(f"{name} is empty: it needs a picture or some text")
                 check_length(self.config, prompt, new_tokens, f"{new_tokens} new ones", name)
+
+
+def _given(**values: object) -> dict[str, object]:
+    """The values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _by_prompt(continuations: Any, prompts: int) -> list[list[str]]:

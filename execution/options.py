@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -59,7 +59,10 @@ class Options(TypedDict, total=False):
     """transformers' own object; none"""
 
 
-_KINDS: dict[str, tuple[Any, str]] = {
+Kinds = Mapping[str, tuple[Any, str]]
+"""By the name of a value its type, and what an error calls that."""
+
+_KINDS: Kinds = {
     **dict.fromkeys(
         ("max_new_tokens", "min_new_tokens", "num_return_sequences", "seed", "top_log_probs"),
         (Integral, "a whole number"),
@@ -69,7 +72,9 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "stop_tokens": (Iterable, "a list of ids and texts"),
     "logits_processor": (Iterable, "a list of logits processors"),
 }
-"""Types of values, and how an error calls them."""
+
+_ELSEWHERE = {"do_sample": "; temperature=0 takes the most probable token, others draw"}
+"""What to tell of transformers' arguments that have another form here."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def resolve(options: Options, tokenizer: GPT2Tokenizer | None, seed: int) -> Res
     """
     for name in options:
         if name not in Options.__annotations__:
-            raise TypeError(f"unknown option {name!r}{nearest(name, Options.__annotations__)}")
+            hint = _ELSEWHERE.get(name) or nearest(name, Options.__annotations__)
+            raise TypeError(f"unknown option {name!r}{hint}")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     generation_config = given.pop("generation_config", None)
     if generation_config is not None:
@@ -114,7 +120,7 @@ def resolve(options: Options, tokenizer: GPT2Tokenizer | None, seed: int) -> Res
                 "transformers"
             )
         given = generation_options(generation_config) | given
-    _check_kinds(given)
+    check_kinds(given, _KINDS)
     samples = given.get("num_return_sequences", 1)
     if samples < 1:
         raise UserError(f"the number of samples is {samples}; it must be 1 or greater")
@@ -129,12 +135,17 @@ def resolve(options: Options, tokenizer: GPT2Tokenizer | None, seed: int) -> Res
     return Resolved(sampling, stopping, details, samples)
 
 
-def _check_kinds(given: dict[str, Any]) -> None:
-    for name, (kind, called) in _KINDS.items():
-        value = given.get(name)
+def check_kinds(values: Mapping[str, object], kinds: Kinds) -> None:
+    """Check the types of values.
+
+    Raises:
+        UserError: one has another type; the message says what is expected.
+    """
+    for name, value in values.items():
+        kind, called = kinds.get(name, (object, ""))
         # True is a number to Python; bytes hold numbers.
         wrong = not isinstance(value, kind) or isinstance(value, bool | bytes)
-        if value is not None and wrong:
+        if name in kinds and wrong:
             raise UserError(f"{name} is {value!r}; expected {called}")
 
 

@@ -20,7 +20,9 @@ import run_inference
 from config.config import MagmaConfig
 from config.parsing import load_preset
 from execution import sessions
+from execution.cached import RunKind
 from execution.convert import main as convert
+from tests.small_sessions import recorded_kinds
 from utils.checkpoint import write_random_checkpoint
 from utils.errors import UserError
 from utils.tokenizer import SMALL_TOKENIZER, load_tokenizer
@@ -425,6 +427,24 @@ def test_bad_pictures_can_be_skipped(picture: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.usefixtures("_cache")
+def test_skipping_every_picture_answers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*TINY, "--skip_bad", "--image", "nowhere.png", "--image", "neither.png"]
+    assert run_inference.main([*argv, "--log_level", "WARNING"]) == 2
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["prompt:", "skipped:"] * 2
+    assert captured.err == ("error: nothing was answered: no picture of any prompt can be used\n")
+
+
+@pytest.mark.usefixtures("_cache")
+def test_a_budget_that_is_no_size_is_one_line(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for size, fact in (("tiny", "not 'tiny'"), ("1KiB", "device_memory is 1,024 bytes")):
+        argv = [*TINY, "--image", str(picture), "--device_memory", size, "--log_level", "WARNING"]
+        assert fact in _error(argv, capsys)
+
+
+@pytest.mark.usefixtures("_cache")
 def test_stop_strings_and_log_probabilities(
     picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -537,3 +557,14 @@ def test_a_session_answers_again_and_the_same(
     assert answer(3, max_out_tokens=12, temperature=1.0) == first
     assert answer(4, max_out_tokens=12, temperature=1.0) != first
     assert answer(3, temperature=0.0) == answer(4, temperature=0.0)
+
+
+def test_a_picture_is_encoded_once_for_all_calls(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path))
+    opened = run_inference.init_inference_session("tiny")
+    kinds = recorded_kinds(monkeypatch, opened[0])
+    for prompt in ("A", "B"):
+        run_inference.run_inference(*opened, picture, prompt, 0, max_out_tokens=1)
+    assert kinds == [RunKind.ENCODE, RunKind.PREFILL, RunKind.PREFILL]

@@ -71,8 +71,8 @@ def published_checkpoint(config: MagmaConfig) -> Path:
     """
     if _shapes(config) != _shapes(load_preset(RELEASE_PRESET)):
         raise UserError(
-            "the published checkpoint has other sizes than these options ask for; name a "
-            "checkpoint of such sizes with --checkpoint"
+            "the published checkpoint has other sizes than this configuration; name a checkpoint "
+            "of its sizes (--checkpoint, or the argument checkpoint_path)"
         )
     return fetch_checkpoint()
 

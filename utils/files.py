@@ -73,6 +73,19 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path}: cannot write into the folder {path.parent}")
 
 
+def made_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder, which is made where there is none.
+
+    Raises:
+        UserError: it cannot be made, or the name is taken by something else.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot make the folder: {_reason(error)}") from error
+    return Path(path)
+
+
 def _reason(error: OSError, needed_bytes: int = 0) -> str:
     text = (error.strerror or str(error)).lower()
     return f"{text} ({needed_bytes:,} bytes are needed)" if needed_bytes else text

@@ -138,7 +138,7 @@ def adjust(
         [v].
 
     Raises:
-        UserError: no token is left to choose.
+        UserError: no token is left to choose, or processors make NaN of numbers.
     """
     adjusted = repetition_penalty(logits, ids, sampling.repetition_penalty)
     if forbidden:
@@ -146,8 +146,11 @@ def adjust(
         adjusted[[token for token in forbidden if token < len(adjusted)]] = -np.inf
     if sampling.processors:
         adjusted = _processed(adjusted, sampling.processors, ids)
-    if adjusted is not logits and not np.isnan(logits).any() and adjusted.max() == -np.inf:
-        raise UserError("the logits processors leave no token to choose; leave some of them out")
+    if adjusted is not logits and not np.isnan(logits).any():
+        if np.isnan(adjusted).any():
+            raise UserError("the logits processors give NaN; leave some of them out")
+        if adjusted.max() == -np.inf:
+            raise UserError("the logits processors leave no token to choose; leave some out")
     return adjusted
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from execution.inputs import pieces_of, prepare
+from execution.inputs import pieces_of, pieces_of_one, prepare
 from utils.errors import UserError
 from utils.images import ImageInput
 from utils.tokenizer import SMALL_TOKENIZER, load_tokenizer
@@ -40,6 +40,30 @@ def test_lists_tuples_and_generators_are_the_same():
 def test_what_is_no_prompt_is_refused(images, prompts, message):
     with pytest.raises(UserError, match=message):
         pieces_of(images, prompts)
+
+
+def test_pictures_that_pillow_cannot_read_any_more(tmp_path):
+    """Pillow reads the pixels of an opened file when they are wanted."""
+    Image.new("RGB", (64, 64), (9, 8, 7)).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    closed = Image.open(tmp_path / "whole.png")
+    closed.close()
+    tokenizer = load_tokenizer(SMALL_TOKENIZER)
+    with Image.open(tmp_path / "cut.png") as cut:
+        for picture in (cut, closed):
+            with pytest.raises(UserError, match="picture of prompt 0: the picture cannot be read"):
+                prepare([[picture]], tokenizer, 48)
+
+
+def test_one_prompt_is_a_piece_or_pieces_in_their_order():
+    a, image = Path("a.png"), ImageInput("b.png")
+    assert pieces_of_one("text") == ["text"]
+    assert pieces_of_one(image) == [image]
+    assert pieces_of_one(iter(["x", a, image])) == ["x", a, image]
+    for wrong, message in ((None, "NoneType"), (5, "int"), ([5], "holds int"), (b"x", "bytes")):
+        with pytest.raises(UserError, match=message):
+            pieces_of_one(wrong)
 
 
 @pytest.mark.parametrize("empty", [np.zeros((0, 8, 3), np.uint8), Image.new("RGB", (0, 5))])

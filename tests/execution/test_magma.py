@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import popxl
 import pytest
 import torch
 import yaml
@@ -176,9 +177,12 @@ def test_sessions_share_their_weights(folder, built):
     assert not any(array.flags.writeable for array in first.values() if array.base is not None)
 
 
-def test_options_never_rebuild_a_session(magma, built):
-    magma.generate(prompts="A", max_new_tokens=2)
+def test_options_never_rebuild_a_session_nor_lower_it_again(magma, built, monkeypatch):
+    magma.generate(prompts="A", max_new_tokens=3)
     del built[:]
+    plans = magma.open_session()._engine._plans
+    before = set(plans)
+    monkeypatch.setattr(popxl.Ir, "create_empty_graph", None)
     for option in (
         {"temperature": 0.2}, {"top_k": 3}, {"top_p": 0.2, "top_p_mode": "magma"}, {"seed": 8},
         {"repetition_penalty": 1.5}, {"stop_strings": "x"}, {"stop_tokens": [3]},
@@ -187,6 +191,7 @@ def test_options_never_rebuild_a_session(magma, built):
     ):  # fmt: skip
         magma.generate(prompts="A", max_new_tokens=3, **option)
     assert built == []
+    assert set(plans) == before != set()
 
 
 def test_samples_share_one_prefill(folder, tmp_path):
@@ -360,6 +365,8 @@ def test_the_older_interface_continues_embeddings(magma, folder):
         (lambda m: m.generate(embeddings=np.zeros((3, 64))), r"shape \(3, 64\)"),
         (lambda m: m.generate(embeddings=[[[1], [2, 3]]]), "no array of numbers"),
         (lambda m: m.generate(embeddings="text"), "no array of numbers"),
+        (lambda m: m.generate(embeddings=np.zeros((0, 3, 64))), r"shape \(0, 3, 64\)"),
+        (lambda m: m.preprocess_inputs(5), "pieces of a prompt are int"),
         (lambda m: m.score(prompts="A", continuations=None), "nothing to score"),
         (lambda m: m.score(prompts=["A", "B"], continuations=[[], []]), "nothing to score"),
         (lambda m: m.score(prompts=["A", "B"], continuations=[" a", [" b"]]), "must be texts"),
@@ -416,6 +423,8 @@ def test_bad_input_is_found_before_any_run(images, prompts, options, message, ma
 
 
 def test_unknown_options_are_named(magma):
+    with pytest.raises(TypeError, match="unknown option 'do_sample'; temperature=0 takes"):
+        magma.generate(prompts="A", do_sample=False)
     with pytest.raises(TypeError, match="unknown option 'temprature'; did you mean 'temperature'"):
         magma.generate(prompts="A", temprature=1)
 
@@ -463,6 +472,16 @@ def test_the_device_is_the_engines(folder, built, monkeypatch):
         ({"max_batch": 0}, "max_batch is 0"),
         ({"scheme": "cash"}, "unknown scheme 'cash'"),
         ({"config": "tinny"}, "did you mean 'tiny'"),
+        ({"path_or_preset": 5}, "path_or_preset is 5; expected a model folder, a checkpoint, or"),
+        ({"path_or_preset": None}, "path_or_preset is None"),
+        ({"path_or_preset": b"tiny"}, "path_or_preset is b'tiny'"),
+        ({"config": 5}, "config is 5; expected the name of a preset, or a MagmaConfig"),
+        ({"tensor_parallel": "2"}, "tensor_parallel is '2'; expected a whole number"),
+        ({"tensor_parallel": True}, "tensor_parallel is True"),
+        ({"max_batch": 1.5}, "max_batch is 1.5; expected a whole number"),
+        ({"trace": 5}, "trace is 5; expected a folder"),
+        ({"trace": "/dev/null/x"}, "/dev/null/x: cannot make the folder"),
+        ({"device_memory": 1.5}, "device_memory is 1.5; expected bytes"),
     ],
 )
 def test_models_that_cannot_be(arguments, message, folder):
@@ -496,3 +515,17 @@ def test_the_older_interface_opens_a_checkpoint(folder, tmp_path):
     path.write_text(yaml.safe_dump({"encoder_name": "clip_resnet_large"}))
     with pytest.raises(UserError, match="use_image_embed_layernorm"):
         Magma.from_checkpoint(path, folder / "model.pt")
+    with pytest.raises(UserError, match="config_path is 5; expected a YAML file of the original"):
+        Magma.from_checkpoint(5)
+    with pytest.raises(UserError, match="checkpoint_path is 5; expected a checkpoint"):
+        Magma.from_checkpoint("tiny", 5)
+
+
+def test_presets_bring_their_weights_to_the_older_interface(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATASETS_DIR", str(tmp_path))
+    how: Any = {"temperature": 0, "max_new_tokens": 4}
+    with Magma.from_checkpoint("tiny") as older, Magma.from_pretrained("tiny") as newer:
+        assert texts(older.generate(prompts="A", **how)) == texts(
+            newer.generate(prompts="A", **how)
+        )
+    assert Magma.from_checkpoint("world").config == load_preset("world")

@@ -170,6 +170,13 @@ def test_what_is_no_logits_processor_is_named(returned: object) -> None:
         adjust(logits, Sampling(processors=(lambda _ids, _scores: returned,)), [])
 
 
+def test_processors_that_make_nan_are_named(rng: np.random.Generator) -> None:
+    logits = rng.standard_normal(8).astype(np.float32)
+    sampling = Sampling(processors=(lambda _ids, scores: scores * float("nan"),))
+    with pytest.raises(UserError, match="the logits processors give NaN"):
+        adjust(logits, sampling, [1])
+
+
 def test_processors_of_transformers_see_text_and_logits(rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     from transformers import MinPLogitsWarper, NoRepeatNGramLogitsProcessor
