@@ -288,7 +288,10 @@ class Magma:
             embeddings: instead of pictures and prompts, [b, s, h] of :meth:`preprocess_inputs`.
             max_steps: with embeddings, new tokens at most.
             decode: with embeddings, whether texts are returned; else ids.
-            **options: see :class:`execution.options.Options`.
+            **options: max_new_tokens, min_new_tokens, num_return_sequences, temperature, top_k,
+                top_p, top_p_mode, repetition_penalty, seed, stop_strings, stop_tokens,
+                logits_processor, top_log_probs, output_logits, generation_config; see
+                :class:`execution.options.Options`.
 
         Returns:
             The answers in the order of the prompts, samples of a prompt together. With embeddings,

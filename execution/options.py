@@ -24,39 +24,44 @@ class Options(TypedDict, total=False):
     """Keyword arguments of :meth:`execution.magma.Magma.generate` and its like.
 
     An argument that is given and not None holds; else what ``generation_config`` says; else the
-    default here.
+    default, which stands behind the semicolon.
+
+    Attributes:
+        max_new_tokens: new tokens at most; 20.
+        min_new_tokens: no end before so many new tokens; 0.
+        num_return_sequences: samples of each prompt; 1.
+        temperature: 0 takes the most probable token, larger is more random; 0.7.
+        top_k: draw among so many most probable tokens, 0 for all; 0.
+        top_p: draw among the most probable tokens that together reach this probability; 0.9.
+        top_p_mode: "nucleus", or "magma" for the original's filter, which hardly filters;
+            "nucleus".
+        repetition_penalty: greater than 1 makes tokens of the text so far less probable; 1.0.
+        seed: the same seed gives the same draws; the configuration's.
+        stop_strings: an answer ends before the first of these; none.
+        stop_tokens: ids, or texts of one token, that end an answer like the end-of-text token;
+            none.
+        logits_processor: logits processors of transformers, applied before temperature and filters;
+            none.
+        top_log_probs: how many of the most probable tokens are noted at each step; 0.
+        output_logits: whether all logits are kept; False.
+        generation_config: transformers' own object; none.
     """
 
     max_new_tokens: int
-    """new tokens at most; 20"""
     min_new_tokens: int
-    """no end before so many new tokens; 0"""
     num_return_sequences: int
-    """samples of each prompt; 1"""
     temperature: float
-    """0 takes the most probable token, larger is more random; 0.7"""
     top_k: float
-    """draw among so many most probable tokens; 0 for all"""
     top_p: float
-    """draw among the most probable tokens that together reach this probability; 0.9"""
     top_p_mode: str
-    """"nucleus", or "magma" for the original's filter, which hardly filters; "nucleus" """
     repetition_penalty: float
-    """greater than 1 makes tokens of the text so far less probable; 1.0"""
     seed: int
-    """the same seed gives the same draws; the configuration's"""
     stop_strings: str | Iterable[str]
-    """an answer ends before the first of these; none"""
     stop_tokens: str | Iterable[int | str]
-    """ids, or texts of one token, that end an answer like the end-of-text token; none"""
     logits_processor: Iterable[Processor]
-    """logits processors of transformers, applied before temperature and filters; none"""
     top_log_probs: int
-    """how many of the most probable tokens are noted at each step; 0"""
     output_logits: bool
-    """whether all logits are kept; False"""
     generation_config: GenerationConfig
-    """transformers' own object; none"""
 
 
 Kinds = Mapping[str, tuple[Any, str]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import GenerationConfig, NoRepeatNGramLogitsProcessor
 from config.parsing import load_preset
 from execution import sessions
 from execution.engine import EngineOptions
-from execution.magma import Answer, ImageInput, Magma
+from execution.magma import Answer, ImageInput, Magma, Options
 from execution.report import read_trace
 from tests.reference.magma import ReferenceMagma
 from tests.tolerances import FLOAT32, assert_close
@@ -420,6 +421,12 @@ def test_bad_input_is_found_before_any_run(images, prompts, options, message, ma
     monkeypatch.setattr(magma, "_sessions", None)
     with pytest.raises(UserError, match=message):
         magma.generate(images, prompts, **options)
+
+
+def test_help_tells_of_every_option():
+    for name in Options.__annotations__:
+        assert re.search(rf"\b{name}\b", Magma.generate.__doc__ or "")
+        assert f"\n        {name}: " in (Options.__doc__ or "")
 
 
 def test_unknown_options_are_named(magma):
