@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
@@ -34,7 +34,7 @@ from utils.errors import UserError
 from utils.files import atomic_file
 from utils.log import check_level, default_level, setup_logging
 from utils.metrics import METRICS, Scored, check_metrics
-from utils.program import run_program
+from utils.program import ProgramParser, run_program
 
 _log = logging.getLogger("evaluate")
 
@@ -68,18 +68,8 @@ A reference that begins with the prompt of captions is compared without it. In t
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help explains)")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> ProgramParser:
+    parser = ProgramParser(description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("task", metavar="TASK", choices=sorted(TASKS), help="captions or vqa")
     parser.add_argument("data", metavar="DATA", type=Path, help="the dataset's root folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the results")

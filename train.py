@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from simple_parsing.docstring import get_attribute_docstring
 
-from config.parsing import nearest
 from training.config import TrainConfig, read_config, read_yaml
 from utils.errors import UserError
 from utils.log import check_level, default_level, setup_logging
-from utils.program import run_program
+from utils.program import ProgramParser, run_program
 
 _EPILOG = """\
 The file is YAML with the same names:
@@ -32,18 +30,8 @@ accelerate launch train.py --config FILE, or torchrun --nproc_per_node 2 train.p
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> ProgramParser:
+    parser = ProgramParser(description=__doc__, epilog=_EPILOG)
     parser.add_argument("--config", metavar="FILE", help="settings, a YAML file")
     parser.add_argument("--log_level", default=default_level(), help="DEBUG, INFO, WARNING, ...")
     group = parser.add_argument_group("settings (each overrides the file's)")
@@ -64,11 +52,7 @@ def _parser() -> _Parser:
 
 def _settings(argv: Sequence[str]) -> tuple[TrainConfig, str]:
     """The run's settings, and the level of its log."""
-    parser = _parser()
-    options, extras = parser.parse_known_args(argv)
-    if extras:
-        known = [f"--{entry.name}" for entry in fields(TrainConfig)]
-        raise UserError(f"unknown option {extras[0]}{nearest(extras[0], known)} (--help lists all)")
+    options = _parser().parse_args(argv)
     values: dict[str, Any] = {} if options.config is None else read_yaml(Path(options.config))
     names = {entry.name for entry in fields(TrainConfig)}
     for name, given in vars(options).items():

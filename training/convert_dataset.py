@@ -1,35 +1,37 @@
 """Datasets of other layouts, written in MAGMA's format (`utils.dataset_files`).
 
-As a program it converts what people commonly have::
-
-    python -m training.convert_dataset coco captions_val2017.json OUT --images val2017
-    python -m training.convert_dataset vqa questions.json OUT --annotations a.json --images val2014
-    python -m training.convert_dataset csv pairs.csv OUT
-    python -m training.convert_dataset webdataset 'shards/*.tar' OUT
-    python -m training.convert_dataset huggingface FOLDER_OR_NAME OUT
+`convert_dataset` takes any iterator of pictures and records; as a program
+(``python -m training.convert_dataset --help``) this reads the layouts of `training.sources`.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
+import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from training import sources
-from utils.dataset_files import BadSamples
+from utils.dataset_files import BadSamples, check_captions, read_record
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.images import load_image
-from utils.log import default_level, setup_logging
-from utils.program import run_program
+from utils.log import check_level, default_level, setup_logging
+from utils.program import ProgramParser, run_program
+
+_log = logging.getLogger(__name__)
 
 Entry = tuple[Path, dict[str, Any]]
 MODES = ("mv", "cp")
@@ -44,7 +46,9 @@ def convert_dataset(
     skip_bad: bool = False,
     bad: BadSamples | None = None,
 ) -> int:
-    """Adds samples to a dataset; what it holds already stays.
+    """Adds samples to a dataset. What it holds already stays, and is not added again.
+
+    So a conversion that was stopped is finished by the same call.
 
     Args:
         data_dir: root of the dataset; made if missing.
@@ -67,19 +71,23 @@ def convert_dataset(
         raise UserError(f"mode is {mode!r}, dir_size {dir_size}; expected mv or cp, and 1 or more")
     bad = BadSamples(skip_bad) if bad is None else bad
     writer = _Writer(Path(data_dir), dir_size, hash_fn, mode)
-    added = 0
+    added = there = 0
     for path, record in tqdm(ds_iterator, desc=str(data_dir), unit="sample", disable=None):
         try:
-            writer.check(Path(path), record)
+            is_new = writer.check(Path(path), record)
         except UserError as error:
             bad.add(str(error))
             continue
-        try:
-            writer.add(Path(path), record)
-        except OSError as error:
-            raise UserError(f"{data_dir}: cannot write: {error.strerror} ({path})") from error
-        added += 1
-    if not added:
+        if is_new:
+            try:
+                writer.add(Path(path), record)
+            except OSError as error:
+                raise UserError(f"{data_dir}: cannot write: {error.strerror} ({path})") from error
+        added += is_new
+        there += not is_new
+    if there:
+        _log.info("%s: %d samples were there already", data_dir, there)
+    if not added and not there:
         all_bad = f"; all {len(bad.lines)} were bad, the first: {bad.lines[0]}" if bad.lines else ""
         raise UserError(f"{data_dir}: no samples to add{all_bad}")
     return added
@@ -92,37 +100,58 @@ class _Writer:
         self, root: Path, dir_size: int, hash_fn: Callable[[Image.Image], Any] | None, mode: str
     ) -> None:
         self._root, self._dir_size, self._hash_fn, self._mode = root, dir_size, hash_fn, mode
-        try:
-            for name in ("images", "image_data"):
-                (root / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{root}: cannot make the dataset: {error.strerror}") from error
+        present = list((root / "image_data").glob("*/*.json"))
         # One above every number in use, so that nothing is overwritten.
-        self._samples = 1 + max(map(_number, (root / "image_data").glob("*/*.json")), default=-1)
+        self._samples = 1 + max(map(_number, present), default=-1)
         self._pictures = sum(1 for _ in (root / "images").glob("*/*"))
         self._hashes: dict[Path, Any] = {}
         self._places: dict[Path, str] = {}
+        # Pictures of the samples that were there before, by what their records say.
+        self._before: defaultdict[bytes, list[str]] = defaultdict(list)
+        for path in tqdm(present, desc=f"{root}: what is there", unit="sample", disable=None):
+            try:
+                record = read_record(path)
+            except UserError:  # whoever reads the dataset will be told
+                continue
+            self._before[_digest(record)].append(record.get("image_path", ""))
 
-    def check(self, path: Path, record: dict[str, Any]) -> None:
-        """Raises UserError if the record or the picture is bad; nothing is written."""
-        captions = record.get("captions") if isinstance(record, dict) else None
-        if not isinstance(captions, list) or not captions:
-            raise UserError(f'{path}: its record has no "captions"; expected a list of texts')
-        if not all(isinstance(caption, str) for caption in captions):
-            raise UserError(f'{path}: "captions" holds something that is no text')
+    def check(self, path: Path, record: dict[str, Any]) -> bool:
+        """Raises UserError if record or picture are bad; returns whether the sample is new."""
+        check_captions(path, record)
+        if not all(caption.strip() for caption in record["captions"]):
+            raise UserError(f"{path}: has an empty caption")
         if not isinstance(record.get("metadata") or {}, dict):
             raise UserError(f'{path}: "metadata" is no mapping')
         try:
-            json.dumps(record)
+            digest = _digest(record)
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: its record cannot be written as JSON: {error}") from error
-        if path.absolute() not in self._hashes:
-            image = load_image(path)  # decoded as a whole, so that only pictures get in
+        source = path.absolute()
+        for place in self._before.get(digest, ()):
+            if self._is_picture_of(source, place):
+                self._places[source] = place
+                self._drop(source)
+                return False
+        if source not in self._hashes:
+            # Decoded as a whole, so that only pictures get in.
+            known = self._places.get(source)
+            image = load_image(path if known is None else self._root / known)
             image_hash = None if self._hash_fn is None else self._hash_fn(image.convert("RGB"))
-            self._hashes[path.absolute()] = image_hash
+            self._hashes[source] = image_hash
+        return True
+
+    def _is_picture_of(self, source: Path, place: str) -> bool:
+        target = self._root / place
+        if not os.path.isfile(target):  # noqa: PTH113 - Path.is_file raises for some names
+            return False
+        if os.path.isfile(source):  # noqa: PTH113
+            return filecmp.cmp(source, target, shallow=False)
+        # It was moved here before.
+        name = rf"{re.escape(source.stem)}(_\d+)?{re.escape(source.suffix)}"
+        return self._mode == "mv" and re.fullmatch(name, target.name) is not None
 
     def add(self, path: Path, record: dict[str, Any]) -> None:
-        """Writes a sample that was checked."""
+        """Writes a sample that was checked; a kill in between loses nothing."""
         source = path.absolute()
         if source not in self._places:
             self._places[source] = self._place(path)
@@ -131,22 +160,39 @@ class _Writer:
             metadata["image_hash"] = self._hashes[source]
         written = {**record, "image_path": self._places[source], "metadata": metadata}
         folder = self._root / "image_data" / str(self._samples // self._dir_size)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / f"{self._samples}.json") as file:
             file.write(json.dumps(written).encode())
         self._samples += 1
+        self._drop(source)
 
     def _place(self, path: Path) -> str:
         """Brings a picture into the dataset; returns its path there."""
         folder = self._root / "images" / str(self._pictures // self._dir_size)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         target = folder / path.name
         if target.exists():  # pictures of different folders may share a name
             target = folder / f"{path.stem}_{self._pictures}{path.suffix}"
-        move = shutil.move if self._mode == "mv" else shutil.copyfile
-        move(str(path), target)
+        try:
+            if self._mode == "cp" or path.is_symlink():
+                raise OSError
+            target.hardlink_to(path)
+        except OSError:  # such as another file system
+            shutil.copyfile(path, target)
         self._pictures += 1
         return target.relative_to(self._root).as_posix()
+
+    def _drop(self, source: Path) -> None:
+        """Ends a move, once the picture's sample is written."""
+        if self._mode == "mv":
+            source.unlink(missing_ok=True)
+
+
+def _digest(record: dict[str, Any]) -> bytes:
+    """Of what a record says; where its picture lies, and the picture's hash, are left out."""
+    metadata = {k: v for k, v in (record.get("metadata") or {}).items() if k != "image_hash"}
+    text = json.dumps({**record, "image_path": "", "metadata": metadata})
+    return hashlib.sha256(json.dumps(json.loads(text), sort_keys=True).encode()).digest()
 
 
 def _number(path: Path) -> int:
@@ -156,24 +202,58 @@ def _number(path: Path) -> int:
 # ---- program ------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+_DESCRIPTION = """\
+Write a dataset of pictures and captions in MAGMA's format, for train.py and evaluate.py.
+
+  coco         captions_*.json of COCO; --images names the folder of its pictures
+  vqa          VQAv2's questions; --annotations is the file of the answers, --images the pictures
+  csv          a table with a column of paths, relative to --images or to the table, and one of
+               captions; rows of one picture are joined
+  webdataset   tar files; a sample is the members of one name: a picture, and a .txt or .json
+  huggingface  a dataset of the library datasets: a folder or a name on the hub
+"""
+
+_EPILOG = """\
+examples:
+  python -m training.convert_dataset coco captions_val2017.json data/coco --images val2017
+  python -m training.convert_dataset vqa questions.json data/vqa --annotations answers.json \\
+      --images val2014
+  python -m training.convert_dataset csv pairs.csv data/pairs
+  python -m training.convert_dataset webdataset 'shards/*.tar' data/shards
+  python -m training.convert_dataset huggingface FOLDER_OR_NAME data/hub --split validation
+
+OUT gets images/<n>/<picture> and image_data/<m>/<k>.json, a sample each. An existing dataset is
+added to; samples that are there already are left as they are, so that the same command finishes
+a conversion that was stopped. Wrong input ends with one line "error: ..." and status 2.
+"""
 
 
-def _parser() -> _Parser:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("format", choices=sorted(_READERS), help="layout of SOURCE")
+def _parser() -> ProgramParser:
+    parser = ProgramParser(
+        prog="python -m training.convert_dataset", description=_DESCRIPTION, epilog=_EPILOG
+    )
+    formats = sorted(_READERS)
+    parser.add_argument("format", metavar="FORMAT", choices=formats, help=", ".join(formats))
     parser.add_argument("source", metavar="SOURCE", help="file, folder, pattern or name to read")
     parser.add_argument("out", metavar="OUT", help="root folder of the dataset, new or existing")
     parser.add_argument("--images", metavar="FOLDER", help="pictures of coco, vqa and csv")
     parser.add_argument("--annotations", metavar="FILE", help="answers of vqa")
-    parser.add_argument("--split", default="train", help="of a Hugging Face dataset")
-    parser.add_argument("--image_column", default="image", help="of csv or Hugging Face")
-    parser.add_argument("--caption_column", default="caption", help="of csv or Hugging Face")
+    parser.add_argument(
+        "--split", default="train", metavar="NAME", help="of huggingface (default: train)"
+    )
+    for name, usual in zip(("image", "caption"), sources.USUAL_COLUMNS, strict=True):
+        text = f"of csv and huggingface (default: the first of {', '.join(usual)} that is there)"
+        parser.add_argument(f"--{name}_column", metavar="NAME", help=text)
     parser.add_argument("--move", action="store_true", help="move pictures instead of copying")
-    parser.add_argument("--dir_size", type=int, default=10_000, help="files in one folder at most")
+    parser.add_argument(
+        "--dir_size",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="files in one folder at most (default: 10000)",
+    )
     parser.add_argument("--skip_bad", action="store_true", help="leave out what is broken, and say")
+    parser.add_argument("--log_level", metavar="LEVEL", default=default_level())
     return parser
 
 
@@ -224,9 +304,9 @@ def _folder(options: argparse.Namespace) -> Path:
     return Path(options.images)
 
 
-def _run(argv: Sequence[str] | None) -> None:
+def _run(argv: Sequence[str]) -> None:
     options = _parser().parse_args(argv)
-    setup_logging(default_level())
+    setup_logging(check_level(options.log_level))
     bad = BadSamples(options.skip_bad)
     entries = _READERS[options.format](options, bad)
     mode = "mv" if options.move or options.format in _UNPACKED else "cp"
@@ -236,7 +316,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts as the command line says; returns the exit status."""
-    return run_program(lambda: _run(argv))
+    return run_program(lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

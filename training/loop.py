@@ -7,6 +7,7 @@ killed goes on from its last checkpoint with the losses of an unbroken one.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -115,6 +116,8 @@ class Trainer:
             UserError: a sample cannot be read, the loss is not finite, or a file cannot be written.
         """
         config = self._config
+        if self._save is None:
+            _log.warning("nothing of this run is kept: no folder to save in was named (save)")
         self._log = RunLog(config, self._accelerator, self.step)
         batches = self._batches(self._draws, self.step * config.batch_size, config.train_steps)
         frozen = _checksums(self._plain)
@@ -273,6 +276,12 @@ class Trainer:
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
+    with_deepspeed = bool(os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+    if with_deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise UserError("DeepSpeed was asked for and is not installed: pip install deepspeed")
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        # accelerate would train in float32 then, and not say so.
+        raise UserError("mixed_precision is fp16, which needs a GPU; on a CPU take bf16 or no")
     # accelerate keeps the precision of a process's first run; ours is the run's own.
     AcceleratorState._reset_state()
     precision = config.mixed_precision
@@ -283,7 +292,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(
         mixed_precision=precision,
         # Without this, processes on a machine without accelerator would not find each other.
-        cpu=not torch.accelerator.is_available() and not os.environ.get("ACCELERATE_USE_DEEPSPEED"),
+        cpu=not torch.accelerator.is_available() and not with_deepspeed,
         log_with=trackers(config) or None,
         project_dir=None if config.save is None else str(Path(config.save) / "tensorboard"),
         # The end of a loader, such as the evaluation's, ends no batch here.

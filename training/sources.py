@@ -9,10 +9,14 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import lzma
+import re
 import tarfile
 import tempfile
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +31,15 @@ _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", "
 _MEMBER_BYTES = 1 << 30
 """Largest member of a tar that is read."""
 
+USUAL_COLUMNS = (
+    ("image", "path", "image_path", "file_name", "filename", "file"),
+    ("caption", "captions", "text"),
+)
+"""Names of the columns of pictures, and of captions."""
+
+Columns = tuple[str | None, str | None]
+"""Those two as given; None for a usual one."""
+
 
 def coco_captions(path: Path, images: Path, bad: Bad) -> Iterator[Entry]:
     """COCO's captions file: ``images`` (id, file_name) and ``annotations`` (image_id, caption).
@@ -36,7 +49,7 @@ def coco_captions(path: Path, images: Path, bad: Bad) -> Iterator[Entry]:
     """
     content = _read_json(path, ("images", "annotations"))
     captions: defaultdict[Any, list[str]] = defaultdict(list)
-    names = dict(_fields(path, "images", content["images"], ("id", "file_name"), bad))
+    names = _by_id(path, "images", content["images"], ("id", "file_name"), bad)
     for image_id, caption in _fields(
         path, "annotations", content["annotations"], ("image_id", "caption"), bad
     ):
@@ -67,7 +80,7 @@ def vqa(questions: Path, annotations: Path, images: Path, bad: Bad) -> Iterator[
     answers_file = _read_json(annotations, ("annotations",))
     subtype = str(content.get("data_subtype", ""))
     keys = ("question_id", "answers")
-    answers = dict(_fields(annotations, "annotations", answers_file["annotations"], keys, bad))
+    answers = _by_id(annotations, "annotations", answers_file["annotations"], keys, bad)
     keys3 = ("question_id", "image_id", "question")
     for number, image_id, question in _fields(
         questions, "questions", content["questions"], keys3, bad
@@ -95,24 +108,27 @@ def _answer_texts(answers: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str) and text]
 
 
-def csv_pairs(path: Path, images: Path, columns: tuple[str, str], bad: Bad) -> Iterator[Entry]:
+def csv_pairs(path: Path, images: Path, columns: Columns, bad: Bad) -> Iterator[Entry]:
     """A table with a column of paths, relative to ``images``, and one of captions.
 
-    The first row names the columns; without the two names, the table has just these two columns.
+    The first row names the columns; without usual names in it, the table has just these two.
     Rows of one picture are joined.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or no such columns.
     """
     captions: dict[str, list[str]] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(_two_columns(csv.reader(file), columns), start=1):
+            rows = csv.reader(file)
+            for number, row in enumerate(_two_columns(path, rows, columns), start=1):
                 if row is None or not all(cell.strip() for cell in row):
                     bad(f"{path}: row {number} has no path or no caption")
                 else:
                     captions.setdefault(row[0].strip(), []).append(row[1].strip())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8; save it as such ({error.reason})") from error
+    except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot read the table: {error}") from error
     for name, texts in captions.items():
         picture = _inside(images, name)
@@ -123,15 +139,45 @@ def csv_pairs(path: Path, images: Path, columns: tuple[str, str], bad: Bad) -> I
 
 
 def _two_columns(
-    rows: Iterable[list[str]], columns: tuple[str, str]
+    path: Path, rows: Iterator[list[str]], columns: Columns
 ) -> Iterator[tuple[str, str] | None]:
-    places = (0, 1)
-    for number, row in enumerate(rows):
-        if number == 0 and all(name in row for name in columns):
-            places = (row.index(columns[0]), row.index(columns[1]))
-        elif row:
-            complete = len(row) > max(places)
-            yield (row[places[0]], row[places[1]]) if complete else None
+    """Path and caption of each row that is not empty; None where a cell is missing."""
+    first = next(rows, [])
+    places = _find_columns(path, first, columns)
+    below = rows
+    if places is None:
+        places, below = (0, 1), itertools.chain([first], rows)
+    for row in below:
+        if row:
+            yield (row[places[0]], row[places[1]]) if len(row) > max(places) else None
+
+
+def _find_columns(
+    source: str | Path, present: Sequence[str], columns: Columns
+) -> tuple[int, int] | None:
+    """Which columns have pictures and captions; None where no name is given and none is usual.
+
+    Raises:
+        UserError: one of the two is not there.
+    """
+    names = [name.strip().lower() for name in present]
+    wanted = [
+        usual if given is None else (given.lower(),)
+        for given, usual in zip(columns, USUAL_COLUMNS, strict=True)
+    ]
+    image, caption = (next((names.index(n) for n in ns if n in names), None) for ns in wanted)
+    if image is not None and caption is not None:
+        return image, caption
+    if image is None and caption is None and columns == (None, None):
+        return None
+    raise _no_columns(source, present)
+
+
+def _no_columns(source: str | Path, present: Sequence[str]) -> UserError:
+    return UserError(
+        f"{source}: its columns are {', '.join(present)}; name two of them with "
+        "--image_column and --caption_column"
+    )
 
 
 def webdataset(pattern: str, bad: Bad) -> Iterator[Entry]:
@@ -147,18 +193,25 @@ def webdataset(pattern: str, bad: Bad) -> Iterator[Entry]:
     if not files:
         raise UserError(f"{pattern}: no such tar file")
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
-        pictures = (Path(folder) / str(number) for number in itertools.count())
         for name in files:
-            try:
-                with tarfile.open(name) as tar:
-                    for key, parts in _tar_samples(tar):
-                        yield from _tar_sample(f"{name}: {key}", parts, next(pictures), bad)
-            except (tarfile.TarError, OSError, EOFError) as error:
-                raise UserError(f"{name}: cannot read the tar file: {error}") from error
+            for number, (key, parts) in enumerate(_tar_samples(name, bad)):
+                # Named by us, as a member's own path may lead anywhere, but so that one knows it.
+                safe = re.sub(r"[^\w-]+", "_", f"{name.stem}_{key}")[-100:]
+                yield from _tar_sample(
+                    f"{name}: {key}", parts, Path(folder) / f"{safe}_{number}", bad
+                )
 
 
-def _tar_samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(name, suffix to content) of each sample."""
+def _tar_samples(name: Path, bad: Bad) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(name, suffix to content) of each sample; of a damaged file, of those before the damage."""
+    try:
+        with tarfile.open(name) as tar:
+            yield from _members(tar)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        bad(f"{name}: cannot read the tar file: {error}")
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
     key = ""
     parts: dict[str, bytes] = {}
     for member in tar:
@@ -191,26 +244,31 @@ def _tar_sample(name: str, parts: dict[str, bytes], picture: Path, bad: Bad) -> 
     if suffix is None or not found:
         bad(f"{name}: has no {'picture' if suffix is None else 'caption'}")
         return
-    # Named by us: a member's own path may lead anywhere.
     picture = picture.with_suffix(suffix)
-    picture.write_bytes(parts[suffix])
+    with _unpacking(picture):
+        picture.write_bytes(parts[suffix])
     yield picture, {"captions": found if isinstance(found, list) else [found], "metadata": record}
 
 
-def huggingface(source: str, split: str, columns: tuple[str, str], bad: Bad) -> Iterator[Entry]:
+@contextmanager
+def _unpacking(picture: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{picture}: cannot unpack the picture: {error.strerror}") from error
+
+
+def huggingface(source: str, split: str, columns: Columns, bad: Bad) -> Iterator[Entry]:
     """A dataset of the library ``datasets``: saved in a folder, or by name on the hub.
 
     Raises:
         UserError: the library or the dataset is missing, or it lacks the columns.
     """
     rows = _open_huggingface(source, split)
-    image_column, caption_column = columns
-    present = rows.column_names
-    if not set(columns) <= set(present):
-        raise UserError(
-            f"{source}: its columns are {', '.join(present)}; name two of them with "
-            "--image_column and --caption_column"
-        )
+    found = _find_columns(source, rows.column_names, columns)
+    if found is None:
+        raise _no_columns(source, rows.column_names)
+    image_column, caption_column = (rows.column_names[place] for place in found)
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
         for number in range(len(rows)):
             try:
@@ -218,13 +276,14 @@ def huggingface(source: str, split: str, columns: tuple[str, str], bad: Bad) -> 
             except Exception as error:  # decoding a picture fails in many ways
                 bad(f"{source}: row {number}: {' '.join(str(error).split())[:120]}")
                 continue
-            image, found = row[image_column], row[caption_column]
-            if not isinstance(image, Image.Image) or not found:
+            image, texts = row[image_column], row[caption_column]
+            if not isinstance(image, Image.Image) or not texts:
                 bad(f"{source}: row {number} has no picture or no caption")
                 continue
             picture = Path(folder) / f"{number}.png"
-            _as_rgb(image).save(picture)
-            yield picture, {"captions": found if isinstance(found, list) else [found]}
+            with _unpacking(picture):
+                _as_rgb(image).save(picture)
+            yield picture, {"captions": texts if isinstance(texts, list) else [texts]}
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -240,8 +299,13 @@ def _open_huggingface(source: str, split: str) -> Any:
         if (Path(source) / "dataset_info.json").is_file():
             return datasets.load_from_disk(source)
         if (Path(source) / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(source)[split]
+            parts = datasets.load_from_disk(source)
+            if split not in parts:
+                raise UserError(f"{source}: has no split {split!r}; it has {', '.join(parts)}")
+            return parts[split]
         return datasets.load_dataset(source, split=split)
+    except UserError:
+        raise
     except Exception as error:  # the library raises many kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: cannot open the dataset, split {split!r}: {reason}") from error
@@ -258,6 +322,17 @@ def _read_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f'{path}: has no list "{key}"')
     return dict(content)
+
+
+def _by_id(
+    path: Path, what: str, entries: list[Any], keys: tuple[str, str], bad: Bad
+) -> dict[Any, Any]:
+    """The second key's values by the first's."""
+    found: dict[Any, Any] = {}
+    for key, value in _fields(path, what, entries, keys, bad):
+        if found.setdefault(key, value) != value:
+            bad(f'{path}: "{what}" has {keys[0]} {key!r} twice, with different {keys[1]}')
+    return found
 
 
 def _fields(

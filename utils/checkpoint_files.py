@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -215,7 +216,9 @@ def _read_torch(path: Path) -> dict[str, StoredTensor]:
             "download it again"
         )
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of is refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for damaged files
@@ -240,6 +243,11 @@ def _explain_torch_error(error: Exception) -> str:
         return (
             f"refused: the file asks to run {name} while loading, which plain weights never do; "
             "use a file from a source you trust that holds tensors only"
+        )
+    if "TorchScript" in text:
+        return (
+            "is a TorchScript program, not tensors; save those in a session of your own: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE), if you trust it"
         )
     if "subdirectory" in text or "data.pkl" in text or "invalid header" in text:
         return "is a zip file but no PyTorch checkpoint"

@@ -74,14 +74,33 @@ def read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: malformed JSON: {error}") from error
-    captions = record.get("captions") if isinstance(record, dict) else None
-    if not isinstance(captions, list) or not captions:
-        raise UserError(f'{path}: no "captions"; expected a list of texts')
-    if not all(isinstance(caption, str) for caption in captions):
-        raise UserError(f'{path}: "captions" holds something that is no text')
+    check_captions(path, record)
     if not isinstance(record.get("image_path", ""), str):
         raise UserError(f'{path}: "image_path" is no text')
     return dict(record)
+
+
+def check_captions(where: Path, record: Any) -> None:
+    """Checks the captions of a sample.
+
+    Args:
+        where: what errors name.
+        record: what the sample's file says, or is to say.
+
+    Raises:
+        UserError: it has no list of texts as captions.
+    """
+    captions = record.get("captions") if isinstance(record, dict) else None
+    if not isinstance(captions, list) or not captions:
+        raise UserError(f'{where}: no "captions"; expected a list of texts')
+    if not all(isinstance(caption, str) for caption in captions):
+        raise UserError(f'{where}: "captions" holds something that is no text')
+    try:
+        "".join(captions).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f'{where}: "captions" holds text that is not valid: {error.reason}'
+        ) from error
 
 
 def picture_path(root: Path, path: Path, record: dict[str, Any]) -> Path:

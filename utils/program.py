@@ -1,17 +1,48 @@
-"""How every program here ends: its exit status, and one line for an expected failure."""
+"""How programs here begin and end: their options; exit status, one line for an expected failure."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any, NoReturn
 
+from config.parsing import nearest
 from utils.errors import UserError
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 READER_LEFT_STATUS = 1
+
+
+class ProgramParser(argparse.ArgumentParser):
+    """argparse's parser where wrong input is a :class:`UserError`, not a usage text.
+
+    Texts of the help keep their lines, and options must be written in full.
+    """
+
+    def __init__(self, **texts: Any) -> None:
+        """``texts``: argparse's ``description``, ``epilog``, ``prog``."""
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(formatter_class=layout, allow_abbrev=False, **texts)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's; an unknown option is answered with the nearest known one."""
+        options, extras = self.parse_known_args(args, namespace)
+        if not extras:
+            return options
+        if not extras[0].startswith("-"):
+            raise UserError(f"unexpected argument '{extras[0]}' (--help explains)")
+        name = extras[0].split("=", 1)[0]
+        raise UserError(
+            f"unknown option {name}{nearest(name, self._option_string_actions)} (--help lists all)"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message} (--help explains)")
 
 
 def run_program(run: Callable[[], None]) -> int:

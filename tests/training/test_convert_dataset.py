@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import random
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from training import convert_dataset as module
 from training.convert_dataset import convert_dataset, main
 from training.dataset import ImgCptDataset
 from utils.errors import UserError
@@ -73,17 +78,69 @@ def test_folders_hold_as_many_files_as_they_may(pictures, tmp_path: Path):
     assert images == ["images/0", "images/0", "images/1", "images/1", "images/2"]
 
 
-def test_a_second_conversion_adds_and_overwrites_nothing(pictures, tmp_path: Path):
+@pytest.mark.parametrize("mode", ["mv", "cp"])
+def test_a_second_conversion_adds_what_is_not_there(pictures, tmp_path: Path, mode):
     root = tmp_path / "data"
-    convert_dataset(root, described(pictures[:3]), dir_size=2, mode="cp")
+    contents = [pixels(path) for path in pictures]
+    described_twice = [*described(pictures), (pictures[4], {"captions": ["of the last, too"]})]
+    assert convert_dataset(root, described_twice[:3], dir_size=2, mode=mode) == 3
     before = records(root)
-    convert_dataset(root, described(pictures), dir_size=2, mode="cp")
+    assert convert_dataset(root, described_twice, dir_size=2, mode=mode) == 3
     after = records(root)
     assert after[:3] == before
-    assert len(after) == 8
-    assert [pixels(root / record["image_path"]) for record in after[3:]] == [
-        pixels(path) for path in pictures
-    ]
+    assert [pixels(root / record["image_path"]) for record in after] == [*contents, contents[4]]
+    assert convert_dataset(root, described_twice, dir_size=2, mode=mode) == 0
+    assert records(root) == after
+    assert len(list((root / "images").glob("*/*"))) == 5
+    assert [path.exists() for path in pictures] == [mode == "cp"] * 5
+
+
+def test_equal_records_of_different_pictures_are_different_samples(pictures, tmp_path: Path):
+    entries = [(path, {"captions": ["a cat"]}) for path in pictures]
+    assert convert_dataset(tmp_path / "data", entries[:2], mode="cp") == 2
+    assert convert_dataset(tmp_path / "data", entries, mode="cp") == 3
+
+
+@pytest.mark.parametrize("mode", ["mv", "cp"])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_conversion_stopped_at_any_write_is_finished_by_the_same_call(
+    pictures, tmp_path: Path, monkeypatch, rng, mode, where
+):
+    class Stopped(BaseException):
+        pass
+
+    contents = [pixels(path) for path in pictures]
+    stop_at, written = int(rng.integers(1, 5)), []
+    ordinary = module.atomic_file
+
+    @contextmanager
+    def stopping(path):
+        if where == "before" and len(written) == stop_at:
+            raise Stopped
+        with ordinary(path) as file:
+            yield file
+        written.append(path)
+        if where == "after" and len(written) == stop_at:
+            raise Stopped
+
+    monkeypatch.setattr(module, "atomic_file", stopping)
+    with pytest.raises(Stopped):
+        convert_dataset(tmp_path / "data", described(pictures), mode=mode)
+    monkeypatch.undo()
+    assert convert_dataset(tmp_path / "data", described(pictures), mode=mode) == 5 - stop_at
+    found = records(tmp_path / "data")
+    assert [record["metadata"]["k"] for record in found] == list(range(5))
+    assert [pixels(tmp_path / "data" / r["image_path"]) for r in found] == contents
+
+
+def test_a_link_is_never_moved_into_a_dataset(pictures, tmp_path: Path):
+    link = tmp_path / "link.png"
+    link.symlink_to(pictures[0])
+    convert_dataset(tmp_path / "data", described([link]), mode="mv")
+    (brought,) = (tmp_path / "data" / "images").glob("*/*")
+    assert not brought.is_symlink()
+    assert pixels(brought) == pixels(pictures[0])
+    assert not link.is_symlink()
 
 
 def test_a_picture_of_several_samples_is_kept_once(pictures, tmp_path: Path):
@@ -103,6 +160,8 @@ def test_a_picture_of_several_samples_is_kept_once(pictures, tmp_path: Path):
         ({"captions": []}, 'no "captions"'),
         ({"captions": "text"}, 'no "captions"'),
         ({"captions": [1]}, "no text"),
+        ({"captions": ["a", " "]}, "has an empty caption"),
+        ({"captions": ["\ud800"]}, "text that is not valid"),
         ({"captions": ["a"], "metadata": {"x": {1, 2}}}, "cannot be written as JSON"),
         ([], 'no "captions"'),
         ({"captions": ["a"], "metadata": "x"}, "is no mapping"),
@@ -194,6 +253,8 @@ def test_coco_captions(coco, pictures, tmp_path: Path, capsys):
         (lambda c: c["images"][0].update(file_name="/etc/passwd"), "picture 100"),
         (lambda c: c["images"][0].update(file_name=3), "picture 100"),
         (lambda c: c["images"][0].update(file_name="no such.png"), "no such"),
+        (lambda c: c["images"].append({"id": 100, "file_name": "x.png"}), "id 100 twice"),
+        (lambda c: c["annotations"][0].update(caption=" "), "empty caption"),
     ],
 )
 def test_damaged_coco_files_stop_or_are_skipped_in_part(
@@ -240,24 +301,59 @@ def test_vqa(rng, tmp_path: Path, capsys):
     assert "needs --annotations" in lines(capsys)
 
 
-@pytest.mark.parametrize("header", [None, ("image", "caption"), ("caption", "x", "image")])
-def test_csv(pictures, tmp_path: Path, header):
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        (None, ()),
+        (("image", "caption"), ()),
+        (("caption", "x", "image"), ()),
+        (("Path", "Text"), ()),
+        (("url", "caption", "b"), ("--image_column", "b")),
+        (("b", "a", "caption"), ("--image_column", "a", "--caption_column", "b")),
+    ],
+)
+def test_csv(pictures, tmp_path: Path, header, options):
     table = tmp_path / "source" / "pairs.csv"
     columns = header or ("image", "caption")
+    image = options[1] if options else next(c for c in columns if c in ("image", "Path"))
+    caption = options[3] if len(options) > 2 else None
+    caption = caption or next(c for c in columns if c in ("caption", "Text"))
     with table.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         if header:
             rows.writerow(header)
         for k, path in enumerate([*pictures, pictures[0]]):
-            cells = {"image": path.relative_to(table.parent), "caption": f"näher, {k}"}
+            cells = {image: path.relative_to(table.parent), caption: f"näher, {k}"}
             rows.writerow([cells.get(name, "-") for name in columns])
-    assert main(["csv", str(table), str(tmp_path / "data")]) == 0
+    assert main(["csv", str(table), str(tmp_path / "data"), *options]) == 0
     written = records(tmp_path / "data")
     assert [r["captions"] for r in written] == [
         ["näher, 0", "näher, 5"],
         *([f"näher, {k}"] for k in range(1, 5)),
     ]
     assert pixels(tmp_path / "data" / written[2]["image_path"]) == pixels(pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"image,what\na.png,x\n", (), "its columns are image, what; name two of them"),
+        (b"a,b\na.png,x\n", ("--image_column", "c"), "its columns are a, b; name two of them"),
+        (b"image,caption\na.png,caf\xe9\n", (), "is not UTF-8"),
+        (b"image,caption\na.png\n", (), "row 1 has no path or no caption"),
+        (b"image,caption\n../a.png,x\n", (), "is outside of"),
+        (b"image,caption\n", (), "no samples to add"),
+        (b"", (), "no samples to add"),
+    ],
+)
+def test_wrong_tables_are_one_line(tmp_path: Path, capsys, content, options, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    arguments = ["csv", str(tmp_path / "a.csv"), str(tmp_path / "data"), *options]
+    assert main(arguments) == 2
+    found = lines(capsys)
+    assert message in found
+    assert found.count("\n") == 1
+    assert not (tmp_path / "data").exists()
 
 
 def tar(path: Path, members: dict[str, bytes]) -> None:
@@ -306,9 +402,30 @@ def test_damaged_samples_of_tars(pictures, tmp_path: Path, capsys, members, mess
     tar(tmp_path / "shard.tar", {**members, **good})
     arguments = ["webdataset", str(tmp_path / "shard.tar"), str(tmp_path / "data")]
     assert main(arguments) == 2
-    assert message in lines(capsys)
+    found = lines(capsys)
+    assert message in found
+    assert "shard" in found  # the tar and the member, wherever it was unpacked
+    assert "a" in found
     assert main([*arguments, "--skip_bad"]) == 0
     assert "1 samples added, 1 left out" in lines(capsys)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_of_a_damaged_tar_the_rest_is_kept_on_demand(pictures, tmp_path: Path, capsys, compress):
+    members = {}
+    for k in range(5):
+        members |= {f"{k}.png": pictures[k].read_bytes(), f"{k}.txt": b"fine"}
+    tar(tmp_path / "b.tar", members)
+    content = bytearray(compress((tmp_path / "b.tar").read_bytes()))
+    (tmp_path / "a.tar").write_bytes(content[: len(content) // 2])
+    content[-600:-500] = b"\xff" * 100
+    (tmp_path / "c.tar").write_bytes(content if compress is not bytes else b"x" * 2000)
+    arguments = ["webdataset", str(tmp_path / "*.tar"), str(tmp_path / "data")]
+    assert main(arguments) == 2
+    assert "a.tar: cannot read the tar file" in lines(capsys)
+    assert main([*arguments, "--skip_bad"]) == 0
+    assert "2 left out" in lines(capsys)
+    assert [r["captions"] for r in records(tmp_path / "data")].count(["fine"]) >= 5
 
 
 def test_a_file_that_is_no_tar(tmp_path: Path, capsys):
@@ -322,20 +439,53 @@ def test_a_file_that_is_no_tar(tmp_path: Path, capsys):
 # The library's reader of tables leaves files open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::Warning")
 def test_hugging_face(pictures, tmp_path: Path, capsys, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = pictures[1].parent
-    (folder / "metadata.csv").write_text('file_name,text\n0.png,a\n1.png,""\n')
+    (folder / "metadata.csv").write_text('file_name,words\n0.png,a\n1.png,""\n')
     arguments = ["huggingface", str(folder), str(tmp_path / "data")]
     assert main(arguments) == 2
-    assert "its columns are image, text" in lines(capsys)
-    arguments += ["--caption_column", "text"]
+    assert "its columns are image, words" in lines(capsys)
+    arguments += ["--caption_column", "words"]
     assert main(arguments) == 2
     assert "row 1 has no picture or no caption" in lines(capsys)
     assert main([*arguments, "--skip_bad"]) == 0
-    written = records(tmp_path / "data")[-1]
+    (written,) = records(tmp_path / "data")
     assert written["captions"] == ["a"]
     assert pixels(tmp_path / "data" / written["image_path"]) == pixels(pictures[1])
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("coco", "webdataset 'shards/*.tar'", "--annotations", "image_data/<m>/<k>.json"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required"),
+        (["tfrecord", "a", "b"], "invalid choice: 'tfrecord'"),
+        (["csv", "a", "b", "c"], "unexpected argument 'c'"),
+        (["csv", "a", "b", "--skip"], "unknown option --skip; did you mean '--skip_bad'?"),
+        (["csv", "none.csv", "OUT"], "none.csv: cannot read the table"),
+        (["coco", "none.json", "OUT"], "coco needs --images"),
+        (["coco", "none.json", "OUT", "--images", "none"], "--images none: no such folder"),
+        (["csv", "none.csv", "OUT", "--dir_size", "0"], "dir_size 0"),
+        (["csv", "none.csv", "OUT", "--log_level", "loud"], "log level is 'loud'"),
+    ],
+)
+def test_wrong_commands_are_one_line(tmp_path: Path, capsys, words, message):
+    assert main([str(tmp_path / "out") if word == "OUT" else word for word in words]) == 2
+    found = capsys.readouterr().err
+    assert message in found
+    assert found.startswith("error: ")
+    assert found.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_library_is_named_with_its_command(tmp_path: Path, capsys, monkeypatch):

@@ -72,6 +72,7 @@ BAD = [
     ('{"captions": []}', 'no "captions"'),
     ('{"captions": {"a": "b"}}', 'no "captions"'),
     ('{"captions": [null]}', "no text"),
+    ('{"captions": ["\\ud800"]}', "text that is not valid"),
     ('{"captions": ["a"], "image_path": 3}', "is no text"),
     ('{"captions": ["a"], "image_path": "../x.jpg"}', "leads out of the dataset"),
     ('{"captions": ["a"], "image_path": "/etc/passwd"}', "leads out of the dataset"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -201,6 +202,26 @@ def test_refuses_a_batch_that_parts_do_not_divide(captions, tokenizer):
     config = settings(gradient_accumulation_steps=3)
     with pytest.raises(UserError, match="batch_size is 8; it must be a multiple of 3"):
         Trainer(fresh_model(config), config, tokenizer, captions)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without a GPU")
+def test_refuses_a_precision_that_a_cpu_would_ignore(captions, tokenizer):
+    config = settings(mixed_precision="fp16")
+    with pytest.raises(UserError, match="fp16, which needs a GPU"):
+        Trainer(fresh_model(config), config, tokenizer, captions)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="it is installed")
+def test_names_the_package_that_a_launch_with_deepspeed_needs(captions, tokenizer, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="pip install deepspeed"):
+        Trainer(fresh_model(settings()), settings(), tokenizer, captions)
+
+
+def test_says_where_nothing_is_kept(captions, tokenizer, caplog):
+    config = settings(train_steps=1)
+    Trainer(fresh_model(config), config, tokenizer, captions).run()
+    assert "nothing of this run is kept" in caplog.text
 
 
 def test_refuses_an_empty_dataset(tokenizer):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.program import run_program
+from utils.program import ProgramParser, run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ def test_a_defect_is_not_hidden() -> None:
 
 
 def test_a_reader_that_leaves_gives_no_traceback() -> None:
-    code = "import sys; from utils.program import run_program\n"
+    code = "import sys; from utils.program import ProgramParser, run_program\n"
     code += "sys.exit(run_program(lambda: print('x' * 1_000_000)))"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(
@@ -50,3 +50,21 @@ def test_a_reader_that_leaves_gives_no_traceback() -> None:
         program.stdout.close()
         assert program.stderr.read() == b""
     assert program.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--limt", "3"], "unknown option --limt; did you mean '--limit'? (--help lists all)"),
+        (["--lim", "3"], "unknown option --lim; did you mean '--limit'? (--help lists all)"),
+        (["--limit=x"], "argument --limit: invalid int value: 'x' (--help explains)"),
+        (["more"], "unexpected argument 'more' (--help explains)"),
+    ],
+)
+def test_wrong_options_are_one_line(words: list[str], message: str) -> None:
+    parser = ProgramParser(description="what it does")
+    parser.add_argument("--limit", type=int)
+    assert parser.parse_args(["--limit", "3"]).limit == 3
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(words)
+    assert str(caught.value) == message
