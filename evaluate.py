@@ -146,7 +146,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--prompt of vqa must say where the question stands: {QUESTION}")
     for name in options.metrics:
         if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}{nearest(name, METRICS)}")
+            there = ", ".join(METRICS)
+            raise UserError(f"unknown metric {name!r}{nearest(name, METRICS)} (there are: {there})")
     check_metrics(options.metrics)
 
 

@@ -311,6 +311,9 @@ def _answers(
 class ResultsFile:
     """Answers on disk, a line of JSON each behind a line of settings; it survives a kill.
 
+    The settings are written with the first answers, so that a run that failed before them binds
+    no later one.
+
     Attributes:
         results: by the sample's name.
     """
@@ -325,22 +328,23 @@ class ResultsFile:
         Raises:
             UserError: it cannot be read or written, is something else, or has other settings.
         """
-        self._path = path
+        self._path, self._settings = path, settings
         self.results: dict[str, Result] = {}
         try:
-            content = path.read_bytes() if path.exists() else b""
+            path.touch()
+            content = path.read_bytes()
             # A kill may leave half a line at the end.
             whole = content[: content.rfind(b"\n") + 1]
             lines = whole.splitlines()
             if lines:
-                self._check_settings(lines[0], settings)
+                self._check_settings(lines[0], binding=len(lines) > 1)
+            if len(lines) == 1:
+                whole = b""  # stopped within its first answers
             for number, line in enumerate(lines[1:], start=2):
                 result = self._result(line, number)
                 self.results[result.name] = result
             if whole != content:
                 os.truncate(path, len(whole))
-            if not lines:
-                self._append([{"settings": settings}])
         except OSError as error:
             raise UserError(f"{path}: cannot read or write it: {error.strerror}") from error
 
@@ -350,8 +354,11 @@ class ResultsFile:
         Raises:
             UserError: they cannot be written.
         """
+        if not results:
+            return
+        settings = [] if self.results else [{"settings": self._settings}]
         try:
-            self._append([vars(result) for result in results])
+            self._append([*settings, *(vars(result) for result in results)])
         except OSError as error:
             raise UserError(f"{self._path}: cannot write: {error.strerror}") from error
         self.results |= {result.name: result for result in results}
@@ -362,10 +369,12 @@ class ResultsFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def _check_settings(self, line: bytes, settings: dict[str, Any]) -> None:
+    def _check_settings(self, line: bytes, binding: bool) -> None:
+        """Raises UserError if a first line has no settings, or, where they bind, has others."""
+        now = self._settings
         try:
             found = json.loads(line)["settings"]
-            different = [key for key, value in settings.items() if found[key] != value]
+            different = [key for key, value in now.items() if binding and found[key] != value]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self._path}: is no file of results; name another folder with --out"
@@ -373,7 +382,7 @@ class ResultsFile:
         if different:
             key = different[0]
             raise UserError(
-                f"{self._path}: was made with {key} {found[key]!r}, now it is {settings[key]!r}; "
+                f"{self._path}: was made with {key} {found[key]!r}, now it is {now[key]!r}; "
                 "name another folder with --out, or remove the file"
             )
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from execution.magma import Magma
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "world"
+PROMPTS = (
+    "A picture of",
+    "Q: What is in the picture? A:",
+    "Q: Is there something that can fly? A:",
+    "Q: Is there something that has wheels? A:",
+)
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _PREVIEW = 384
 """Pixels of the preview's longer side."""
@@ -72,7 +78,7 @@ class Playground:
 
     Attributes:
         box: all of it, to be displayed.
-        picture, upload: which picture; an upload goes before the list.
+        picture, upload: which picture; the one chosen last counts.
         prompt, temperature, top_k, top_p, max_new_tokens, seed: of the answer.
         text: the answer.
         message: the line of an error.
@@ -109,14 +115,17 @@ class Playground:
         asked = widgets.VBox([self.prompt, *options, widgets.HBox(buttons), self.message])
         outputs = [self.text, self.phases, self.compared]
         self.box = widgets.VBox([widgets.HBox([chosen, asked]), *outputs])
+        self._uploaded = False
         for choice in (self.picture, self.upload):
-            choice.observe(lambda _: self._guarded(self._show_picture), names="value")
-        self._guarded(self._show_picture)
+            choice.observe(lambda change: self._chosen(change["owner"]), names="value")
+        self._chosen(self.picture)
 
     def _make_controls(self, widgets: Any, names: list[str]) -> None:
         self.picture = widgets.Dropdown(options=names, description="picture")
         self.upload = widgets.FileUpload(accept="image/*", multiple=False, description="upload")
-        self.prompt = widgets.Text("A picture of", description="prompt")
+        self.prompt = widgets.Combobox(
+            value=PROMPTS[0], options=PROMPTS, ensure_option=False, description="prompt"
+        )
         self.temperature = widgets.FloatSlider(0.7, min=0, max=2, description="temperature")
         self.top_k = widgets.IntSlider(0, min=0, max=100, description="top k")
         self.top_p = widgets.FloatSlider(0.9, min=0.05, max=1, step=0.05, description="top p")
@@ -185,8 +194,12 @@ class Playground:
             seed=self.seed.value,
         )
 
+    def _chosen(self, choice: Any) -> None:
+        self._uploaded = choice is self.upload and bool(self.upload.value)
+        self._guarded(self._show_picture)
+
     def _image(self) -> Image.Image:
-        if self.upload.value:
+        if self._uploaded:
             file = self.upload.value[0]
             return decode_image(file["name"], BytesIO(file["content"]))
         return load_image(self._folder / self.picture.value)

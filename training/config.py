@@ -162,6 +162,7 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             _require(value is None or 0 <= value < math.inf, name, value, "0 or greater")
+        _require(self.seed < _SEEDS, "seed", self.seed, f"below {_SEEDS}")
         for name in _SHARES:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in 0..1, below 1")
         _require(
@@ -220,6 +221,7 @@ _NOT_NEGATIVE = (
     "sample_count",
     "seed",
 )
+_SEEDS = 2**62  # torch's end at 2**64, and each pass over the data takes the next one
 _SHARES = ("eval_dataset_pct", "image_embed_dropout_prob")
 
 

@@ -186,7 +186,7 @@ class Trainer:
         if self._save is not None and (self._save / "latest").is_file():
             kept = f"the last good checkpoint is {self._save / (self._save / 'latest').read_text()}"
         raise UserError(
-            f"step {step}: the {what} is {value} (its batch begins with {names}); {kept}; "
+            f"step {step + 1}: the {what} is {value} (its batch begins with {names}); {kept}; "
             "lower lr, or mixed_precision: no"
         )
 

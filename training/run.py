@@ -40,12 +40,21 @@ def train(config: TrainConfig) -> Trainer:
         UserError: one line for whatever is wrong with settings, files or data.
     """
     config.validate()
+    _require_sources(config)
     tokenizer = _tokenizer(config)
     samples, eval_samples = _data(config, tokenizer)
     model, state = _starting_point(config)
     trainer = Trainer(model, config, tokenizer, samples, eval_samples, state)
     trainer.run()
     return trainer
+
+
+def _require_sources(config: TrainConfig) -> None:
+    """A model of the real size takes minutes to build: what is missing is said before."""
+    for name in ("load", "checkpoint", "lm_checkpoint", "encoder_checkpoint"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise UserError(f"{name}: {path}: no such file or folder")
 
 
 def _starting_point(config: TrainConfig) -> tuple[Magma, dict[str, Any] | None]:

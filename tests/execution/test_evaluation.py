@@ -249,13 +249,27 @@ def test_results_are_read_back_and_half_a_line_is_dropped(tmp_path: Path):
         assert path.read_bytes() == whole
 
 
+def test_a_run_without_answers_binds_no_later_one(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    ResultsFile(path, {"shots": 0}).add([])
+    file = ResultsFile(path, {"shots": 1})
+    file.add([])
+    file.add([RESULT])
+    assert ResultsFile(path, {"shots": 1}).results == {RESULT.name: RESULT}
+    with pytest.raises(UserError, match="was made with shots 1"):
+        ResultsFile(path, {"shots": 0})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{}\n", "is no file of results"),
         (b"[1]\n", "is no file of results"),
         (b"\xff\n", "is no file of results"),
-        (b'{"settings": {"shots": 1}}\n', "was made with shots 1, now it is 0; name another"),
+        (
+            b'{"settings": {"shots": 1}}\n{"name": "a"}\n',
+            "was made with shots 1, now it is 0; name another",
+        ),
         (b'{"settings": {"shots": 0}}\n{"name": 1}\n', "line 2 is no result"),
         (b'{"settings": {"shots": 0}}\n' + b"[" * 100_000 + b"\n", "line 2 is no result"),
     ],

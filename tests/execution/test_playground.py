@@ -106,9 +106,10 @@ def test_model_text_is_no_markup(playground: Playground, magma: Magma, monkeypat
     assert "&lt;img" in playground.compared.value
 
 
-def test_an_upload_goes_before_the_list(playground: Playground, magma: Magma, rng):
+def test_the_picture_chosen_last_is_asked_about(playground: Playground, magma: Magma, rng):
     content = png(rng)
     before = playground.preview.value
+    listed = playground.answer()
     playground.upload.value = uploaded("mine.png", content)
     assert playground.preview.value != before
     image = Image.open(io.BytesIO(content))
@@ -116,6 +117,10 @@ def test_an_upload_goes_before_the_list(playground: Playground, magma: Magma, rn
     (expected,) = magma.generate(image, "A picture of", **options)
     assert playground.answer() == expected.text
     assert playground.message.value == ""
+    playground.picture.value = "03.jpg"
+    playground.picture.value = PICTURE.name
+    assert playground.preview.value == before
+    assert playground.answer() == listed
 
 
 @pytest.mark.parametrize(

@@ -124,12 +124,24 @@ def test_the_tokenizer_is_found_beside_a_checkpoint(tokenizer, tmp_path: Path):
     assert again.encode("näher <|image|> x") == tokenizer.encode("näher <|image|> x")
 
 
-@pytest.mark.parametrize("mode", ["normal", None])
+@pytest.mark.parametrize(
+    "modes",
+    [
+        ("normal", None),
+        (None, None),
+        ("normal", "normal"),
+        ("parallel", "parallel"),
+        ("scaled_parallel", "scaled_parallel"),
+    ],
+)
 def test_the_application_s_loss_on_a_trained_checkpoint_is_the_training_model_s(
-    rng, tmp_path: Path, mode
+    rng, tmp_path: Path, modes
 ):
     eos, b = 3, 2
-    config = small_config(image_resolution=64, batch=b, adapter_mode=mode)
+    mlp, attention = modes
+    config = small_config(
+        image_resolution=64, batch=b, adapter_mode=mlp, attention_adapter_mode=attention
+    )
     model = Magma(config)
     randomise(model, torch.Generator().manual_seed(int(rng.integers(1 << 30))))
     folder = save_checkpoint(tmp_path, 1, model.eval().state_dict(), {})

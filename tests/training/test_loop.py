@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
         return ordinary(batches)
 
     trainer._train_step = step
-    with pytest.raises(UserError, match=r"step 3: the loss is nan .*pair \d.*global_step2"):
+    with pytest.raises(UserError, match=r"step 4: the loss is nan .*pair \d.*global_step2"):
         trainer.run()
     assert (tmp_path / "latest").read_text() == "global_step2"
     logged = [json.loads(line) for line in (tmp_path / LOSS_FILE).read_text().splitlines()]

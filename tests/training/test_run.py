@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.utils.published_module import deepspeed_file
-from training.config import TrainConfig, read_config
+from training.config import TrainConfig, read_config, read_yaml
 from training.convert_dataset import convert_dataset
 from training.loop import Trainer
 from training.model import Magma
@@ -123,16 +123,24 @@ def test_bad_samples_stop_the_run_or_are_left_out(data: Path):
         ({"train_dataset_dir": []}, "name the data to train on"),
         ({"train_text_files": ["a.txt"]}, "name the data to train on"),
         ({"train_dataset_dir": ["no such"]}, "no such: is no dataset"),
-        ({"load": "no such"}, "no such file or folder"),
-        ({"checkpoint": "no such"}, "no such file or folder"),
-        ({"lm_checkpoint": "no such"}, "no such file or folder"),
-        ({"encoder_checkpoint": "no such"}, "no such file or folder"),
+        ({"load": "x/y"}, "load: x/y: no such file or folder"),
+        ({"checkpoint": "x/y"}, "checkpoint: x/y: no such file or folder"),
+        ({"lm_checkpoint": "x/y"}, "lm_checkpoint: x/y: no such file or folder"),
+        ({"encoder_checkpoint": "x/y"}, "encoder_checkpoint: x/y: no such file or folder"),
     ],
 )
 def test_refuses_in_one_line(data: Path, values, message):
     with pytest.raises(UserError, match=message) as caught:
         train(settings(data, **values))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["magma_v1", "magma_v2"])
+def test_published_settings_name_what_is_missing_before_a_model_is_built(name, monkeypatch):
+    path = Path(__file__).parents[2] / "training" / "configs" / f"{name}.yml"
+    monkeypatch.setattr("training.run.Magma", None)
+    with pytest.raises(UserError, match=r"lm_checkpoint: .*no such file or folder"):
+        train(read_config(read_yaml(path), str(path)))
 
 
 def test_empty_text_files_are_named(tmp_path: Path, data: Path):

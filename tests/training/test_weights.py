@@ -194,6 +194,7 @@ def test_a_file_that_runs_code_is_refused(config, tmp_path: Path):
         load_clip(Magma(config), tmp_path / "clip.pt")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of making one
 def test_a_torchscript_program_is_refused_with_what_to_do(config, tmp_path: Path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "clip.pt")
     with pytest.raises(UserError, match=r"is a TorchScript program.*state_dict\(\)") as caught:
