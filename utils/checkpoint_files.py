@@ -12,7 +12,6 @@ import math
 import os
 import re
 import struct
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.errors import UserError
+from utils.torchscript import ScriptTensor, is_torchscript, read_script_tensor, script_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -215,10 +215,10 @@ def _read_torch(path: Path) -> dict[str, StoredTensor]:
             f"{path}: the file is cut short or damaged (its zip directory is missing); "
             "download it again"
         )
+    if is_torchscript(path):
+        return {name: _script_tensor(path, t) for name, t in script_tensors(path).items()}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it warns of is refused below
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
         raise
     except Exception as error:  # torch raises many types for damaged files
@@ -243,11 +243,6 @@ def _explain_torch_error(error: Exception) -> str:
         return (
             f"refused: the file asks to run {name} while loading, which plain weights never do; "
             "use a file from a source you trust that holds tensors only"
-        )
-    if "TorchScript" in text:
-        return (
-            "is a TorchScript program, not tensors; save those in a session of your own: "
-            "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE), if you trust it"
         )
     if "subdirectory" in text or "data.pkl" in text or "invalid header" in text:
         return "is a zip file but no PyTorch checkpoint"
@@ -286,6 +281,13 @@ def _torch_tensor(path: Path, value: torch.Tensor) -> StoredTensor:
     dtype = str(value.dtype).removeprefix("torch.")
     identity = (value.data_ptr(), shape, value.stride(), dtype)
     return StoredTensor(path, shape, dtype, identity, stored)
+
+
+def _script_tensor(path: Path, tensor: ScriptTensor) -> StoredTensor:
+    def stored() -> npt.NDArray[Any]:
+        return read_script_tensor(path, tensor)
+
+    return StoredTensor(path, tensor.shape, tensor.dtype, (path, *tensor), stored)
 
 
 # ---- safetensors --------------------------------------------------------------------------------

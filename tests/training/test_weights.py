@@ -194,9 +194,24 @@ def test_a_file_that_runs_code_is_refused(config, tmp_path: Path):
         load_clip(Magma(config), tmp_path / "clip.pt")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of making one
-def test_a_torchscript_program_is_refused_with_what_to_do(config, tmp_path: Path):
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "clip.pt")
-    with pytest.raises(UserError, match=r"is a TorchScript program.*state_dict\(\)") as caught:
-        load_clip(Magma(config), tmp_path / "clip.pt")
-    assert "\n" not in str(caught.value)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of making an archive
+def test_openai_s_form_of_a_clip_file_gives_the_encoder(config, generator, tmp_path: Path):
+    class Clip(torch.nn.Module):  # its visual half, in half precision
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = Magma(config).image_prefix.enc
+            self.logit_scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.visual(x) * self.logit_scale
+
+    clip = Clip()
+    clip.visual.load_state_dict(clip_visual(config, generator), strict=False)
+    clip = clip.bfloat16().eval().requires_grad_(False)
+    side = config.visual.image_resolution
+    picture = torch.zeros(1, 3, side, side, dtype=torch.bfloat16)
+    torch.jit.save(torch.jit.trace(clip, picture), tmp_path / "clip.pt")
+    model = Magma(config)
+    load_clip(model, tmp_path / "clip.pt")
+    for name, tensor in model.image_prefix.enc.state_dict().items():
+        assert torch.equal(tensor, clip.visual.state_dict()[name].to(tensor.dtype)), name
