@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from popxl_torch.kernels.native import native
 
 from benchmarks import record
 from benchmarks.engines import Times, model_slice, random_prompts, step_bytes
 from benchmarks.turns import Turns, ratio, take_turns
 from benchmarks.workers import Worker
 from config.config import MagmaConfig
+from runtime.benchmarks.native_name import native_name
 
 AVX2_ONLY = {
     "ATEN_CPU_CAPABILITY": "avx2",
@@ -76,11 +76,9 @@ class Setup:
         """What of the processor torch and our kernels use, for notes."""
         name = torch.backends.cpu.get_cpu_capability()
         brain = "with" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "without"
-        library = native()
-        kernels = "not built" if library is None else library.name
         return (
             f"Vector instructions that torch uses: {name}, {brain} bfloat16 products; native"
-            f" kernels of ours: {kernels}, unless the row says otherwise."
+            f" kernels of ours: {native_name()}, unless the row says otherwise."
         )
 
     def bench(self, name: str) -> str:

@@ -19,6 +19,7 @@ from popxl_torch.kernels.native import native
 from popxl_torch.kernels.registry import Site
 
 from benchmarks import machine, record, table
+from runtime.benchmarks.native_name import native_name
 
 LENGTHS = (64, 256, 1024, 2048)
 SEQUENCES = (1, 6)
@@ -100,8 +101,6 @@ def main() -> None:
             print(*rows[-1], flush=True)
             samples |= {f"{b}x{t}_{way}_s": values for way, values in seconds.items()}
             samples[f"{b}x{t}_read_s"] = reads
-    library = native()
-    name = library.name if library else "not built"
     outcome = record.Result(
         bench="runtime.benchmarks.bench_attention",
         title=f"Attention of one query over {HEADS} heads of {CHANNELS} float16 channels",
@@ -119,12 +118,12 @@ def main() -> None:
         rows=rows,
         samples=samples,
         setting={
-            "instruction set": name,
+            "instruction set": native_name(),
             "rounds": options.rounds,
             "load average": os.getloadavg()[0],
         },
         notes=(
-            f"Instruction set of the C++ kernels: {name}.",
+            f"Instruction set of the C++ kernels: {native_name()}.",
             "Medians over rounds; share of bandwidth: bytes of the keys and values read a second,"
             " over those of a plain read in the same round. In pieces: what is done without the"
             " library; all widened: keys and values in float32, then"

@@ -17,6 +17,7 @@ from popxl_torch.kernels import linalg
 from popxl_torch.kernels.native import native
 
 from benchmarks import machine, record, table
+from runtime.benchmarks.native_name import native_name
 
 ROWS = (1, 2, 4, 6, 8, 12, 24, 168, 644)
 WEIGHTS = ((16384, 4096), (4096, 16384))
@@ -107,7 +108,6 @@ def main() -> None:
             print(*table_rows[-1], flush=True)
             samples |= {f"{n}x{k}_{rows}_{way}_s": values for way, values in seconds.items()}
             samples[f"{n}x{k}_{rows}_read_s"] = reads
-    library = native()
     brain = options.bfloat16 and linalg._multiplies_brain()
     outcome = record.Result(
         bench=f"runtime.benchmarks.bench_kernels{'_bfloat16' if options.bfloat16 else ''}",
@@ -124,12 +124,12 @@ def main() -> None:
         rows=table_rows,
         samples=samples,
         setting={
-            "instruction set": library.name if library else "not built",
+            "instruction set": native_name(),
             "rounds": options.rounds,
             "load average": os.getloadavg()[0],
         },
         notes=(
-            f"Instruction set of the C++ kernels: {library.name if library else 'not built'}.",
+            f"Instruction set of the C++ kernels: {native_name()}.",
             "Medians over rounds; share of bandwidth: bytes of the weight a second, over those of"
             " a plain read in the same round. Stock: "
             + (

@@ -12,10 +12,10 @@ import statistics
 
 import torch
 from popxl_torch.kernels.linalg import matmul_2d
-from popxl_torch.kernels.native import native
 from popxl_torch.kernels.quantised import GROUP, QuantisedTensor
 
 from benchmarks import machine, record, table
+from runtime.benchmarks.native_name import native_name
 
 ROWS = (1, 2, 4, 6, 12, 24, 168)
 WEIGHTS = ((16384, 4096), (4096, 16384))
@@ -87,7 +87,6 @@ def main() -> None:
             table_rows.append(row_of_table(rows, weights, seconds))
             print(*table_rows[-1], flush=True)
             samples |= {f"{n}x{k}_{rows}_{name}_s": values for name, values in seconds.items()}
-    library = native()
     outcome = record.Result(
         bench="runtime.benchmarks.bench_quantised",
         title="Products with weights of 8 and 4 bits",
@@ -103,12 +102,12 @@ def main() -> None:
         rows=table_rows,
         samples=samples,
         setting={
-            "instruction set": library.name if library else "not built",
+            "instruction set": native_name(),
             "rounds": options.rounds,
             "load average": os.getloadavg()[0],
         },
         notes=(
-            f"Instruction set of the C++ kernels: {library.name if library else 'not built'}.",
+            f"Instruction set of the C++ kernels: {native_name()}.",
             "Medians over rounds; share of bandwidth: stored bytes a second, over those of a plain"
             " read in the same round.",
         ),
