@@ -57,14 +57,15 @@ def _add_model_options(parser: ArgumentParser) -> None:
     model.add_argument(
         "--device_memory",
         metavar="SIZE",
-        help="anonymous memory that may be taken, such as 2GiB, or auto for what is free; on CPUs "
-        "only so far (default: no limit)",
+        help="memory that may be taken, such as 2GiB, or auto for what is free: anonymous memory "
+        "on a CPU, its own on a GPU (default: no limit on a CPU, what is free on a GPU)",
     )
     model.add_argument(
         "--weights",
         choices=WEIGHTS,
         help="mapped: used where their files are mapped (default on a CPU); read: kept in memory "
-        "as far as --device_memory allows, the rest read from the files for each use",
+        "as far as --device_memory allows, the rest read from the files for each use; pinned: the "
+        "rest kept in pinned memory of the host, for a GPU",
     )
     model.add_argument(
         "--plan_only",

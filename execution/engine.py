@@ -12,7 +12,7 @@ import popxl
 
 from utils.errors import UserError
 
-WEIGHTS = ("mapped", "read")
+WEIGHTS = ("mapped", "read", "pinned")
 """How weights get from files to where they are used."""
 
 
@@ -22,9 +22,10 @@ class EngineOptions:
 
     Attributes:
         device: such as "cpu" and "cuda:0".
-        device_memory: what a session may take of anonymous memory, on CPUs only so far: bytes, or
-            text such as "2GiB" and "auto".
-        weights: one of WEIGHTS; "read" keeps what fits the budget and reads the rest for each use.
+        device_memory: what a session may take, on a CPU of anonymous memory, on a GPU of its own:
+            bytes, or text such as "2GiB" and "auto".
+        weights: one of WEIGHTS; "read" keeps what fits the budget and reads the rest for each use,
+            "pinned" keeps the rest in pinned memory of the host, for a GPU.
         trace: file to which the time and bytes of each phase are written after every run.
         memory_plan: file to which is written what is kept where.
         plan_only: whether nothing is computed and no weights are needed.

@@ -131,11 +131,13 @@ class Magma:
                 token.
             trace: folder in which each program writes the time and bytes of its phases, and what
                 it keeps where; made where there is none.
-            device_memory: what a program may take of anonymous memory, on CPUs only so far: bytes,
-                or a text such as "2GiB" or "auto". By default there is no limit.
+            device_memory: what a program may take, of anonymous memory on a CPU, of its own on a
+                GPU: bytes, or a text such as "2GiB" or "auto". By default there is no limit on a
+                CPU, and what is free on a GPU.
             weights: "mapped" uses them where their files are mapped, on a CPU the default; "read"
                 keeps as much in memory as ``device_memory`` allows and reads the rest from the
-                files for each use.
+                files for each use; "pinned" keeps the rest in pinned memory of the host, for a
+                GPU.
 
         Raises:
             UserError: no such model, or values that do not fit together.

@@ -32,12 +32,17 @@ class Settings:
         join_shards: whether matmuls over shards of one matrix are joined.
         fuse: which fusions are made (see passes/pipeline.py), of :data:`FUSIONS`. As text, names
             with commas between them, ``all`` or ``none``.
-        device_memory: bytes of anonymous memory that a session may take, on CPUs only so far; 0
-            for no limit, :data:`AUTO` for what is free. As text, a number of bytes, a number with a
-            unit such as 512MiB or 2GiB, or ``auto``.
+        device_memory: bytes that a session may take: on a CPU of anonymous memory, on a GPU of what
+            PyTorch allocates there; 0 for no limit, which on a GPU is what is free, :data:`AUTO`
+            for what is free. As text, a number of bytes, a number with a unit such as 512MiB or
+            2GiB, or ``auto``.
         weights: ``mapped``: on a CPU weights are used where their files are mapped; ``read``: they
-            are read from their files into memory of the session's own.
+            are read from their files into memory of the session's own. On a GPU the rest beyond
+            the budget is read for each use, from mapped files through the page cache with
+            ``mapped`` and past it with ``read``; ``pinned`` keeps it in pinned memory of the host
+            (on a CPU it is as ``read``).
         prefetch: reads under way ahead of the one that is needed; 0 for none.
+        cuda_graphs: whether parts of runs on a GPU are recorded as CUDA graphs.
         memory_plan: path of a JSON file that says what is kept where (see executor/placement.py);
             empty for none.
         trace: path of a JSON file that is rewritten after each run; empty for none.
@@ -53,6 +58,7 @@ class Settings:
     device_memory: int = 0
     weights: str = "mapped"
     prefetch: int = 1
+    cuda_graphs: bool = True
     memory_plan: str = ""
     trace: str = ""
     debug: int = 0
@@ -68,6 +74,7 @@ _ENVIRONMENT = {
     "device_memory": "POPXL_TORCH_DEVICE_MEMORY",
     "weights": "POPXL_TORCH_WEIGHTS",
     "prefetch": "POPXL_TORCH_PREFETCH",
+    "cuda_graphs": "POPXL_TORCH_CUDA_GRAPHS",
     "memory_plan": "POPXL_TORCH_MEMORY_PLAN",
     "trace": "POPXL_TORCH_TRACE",
     "debug": "POPXL_TORCH_DEBUG",
@@ -76,7 +83,7 @@ _CHOICES = {
     "arithmetic": ("exact", "fast"),
     "executor": ("plan", "interpreter"),
     "backend": ("torch", "null"),
-    "weights": ("mapped", "read"),
+    "weights": ("mapped", "read", "pinned"),
 }
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -99,8 +106,9 @@ def read_settings(engine_options: Mapping[str, str]) -> Settings:
         if name in texts and texts[name] not in choices:
             raise ValueError(f"{_PREFIX}{name} must be one of {choices}, not {texts[name]!r}.")
     values: dict[str, object] = dict(texts)
-    if "join_shards" in texts:
-        values["join_shards"] = texts["join_shards"].lower() not in ("0", "false", "off")
+    for name in ("join_shards", "cuda_graphs"):
+        if name in texts:
+            values[name] = texts[name].lower() not in ("0", "false", "off")
     if "fuse" in texts:
         values["fuse"] = _fusions(texts["fuse"])
     if "debug" in texts:

@@ -1,16 +1,35 @@
-"""What a GPU changes: plans that load weights, on the null backend; numbers, where there is one."""
+"""What a GPU changes: plans on the null backend, runs on devices that stand for one, and numbers
+where there is one."""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import popart
 import popxl
 import pytest
 import torch
 from popxl import ops
+from popxl_torch.backends.torch_backend import TorchBackend
+from popxl_torch.executor import engine, placement
+from popxl_torch.settings import Settings
 
 from runtime.tests.popxl_torch.random_programs import draw_program, run_program
+from runtime.tests.popxl_torch.stand_in_devices import OwnMemory
+from runtime.tests.popxl_torch.streamed_models import (
+    LAYERS,
+    SIDE,
+    SLAB,
+    Model,
+    random_loads,
+    write_weights,
+)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -36,13 +55,13 @@ def layered(layers: int = 3) -> tuple[popxl.Ir, popxl.HostToDeviceStream]:
     return ir, stream
 
 
-def source_of_the_plan(caplog: pytest.LogCaptureFixture, device: str) -> str:
+def source_of_the_plan(caplog: pytest.LogCaptureFixture, device: str, **settings: object) -> str:
     """The function that is written for the plan of ``layered`` on a device, without running it."""
     ir, stream = layered()
     options = ir._pb_ir.getSessionOptions().engineOptions
-    options["popxl_torch.backend"] = "null"
-    options["popxl_torch.device"] = device
-    options["popxl_torch.debug"] = "3"
+    settings |= {"backend": "null", "device": device, "debug": 3}
+    for name, value in settings.items():
+        options[f"popxl_torch.{name}"] = str(value)
     caplog.clear()
     with (
         caplog.at_level(logging.WARNING, "popxl_torch"),
@@ -50,17 +69,232 @@ def source_of_the_plan(caplog: pytest.LogCaptureFixture, device: str) -> str:
     ):
         session.run({stream: np.zeros((2, 8), np.float16)})
     message = next(r.getMessage() for r in reversed(caplog.records) if "def run" in r.getMessage())
-    return message[message.index("def run") :]
+    return message[message.index("def ") :]
 
 
-def test_a_device_with_memory_of_its_own_loads_what_a_cpu_sees(
+# -- plans, on the null backend -------------------------------------------------------------------
+
+
+def test_weights_that_all_stay_are_a_table_on_a_gpu_too(caplog: pytest.LogCaptureFixture) -> None:
+    for device in ("cpu", "cuda:0"):
+        assert "RemoteLoad" not in source_of_the_plan(caplog, device)
+
+
+def test_weights_beyond_the_budget_are_loaded_in_each_iteration(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    source_of_the_plan(caplog, "cuda:0", memory_plan=plan)
+    whole = json.loads(plan.read_text())
+    assert whole["budget_bytes"] == whole["slots"] == 0
+    assert whole["phases"][0]["resident_slabs"] == 3
+    budget = whole["peak_bytes"] - 1
+    source = source_of_the_plan(caplog, "cuda:0", memory_plan=plan, device_memory=budget)
+    assert source.count("RemoteLoad") == 1
+    assert source.index("for ") < source.index("RemoteLoad")
+    assert json.loads(plan.read_text())["phases"][0]["streamed_slabs"] == 3
+
+
+def test_a_budget_of_a_gpu_that_is_too_small_says_what_is_needed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """On a CPU the weights of all layers are a table; a GPU fetches an entry in each iteration."""
-    on_cpu, on_gpu = (source_of_the_plan(caplog, device) for device in ("cpu", "cuda:0"))
-    assert "RemoteLoad" not in on_cpu
-    assert on_gpu.count("RemoteLoad") == 1
-    assert on_gpu.index("for ") < on_gpu.index("RemoteLoad")
+    with pytest.raises(popart.session.OutOfMemoryException, match=r"at least .* are needed"):
+        source_of_the_plan(caplog, "cuda:0", device_memory="1MiB")
+
+
+def test_what_needs_nothing_of_the_host_is_recorded_on_a_gpu(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = source_of_the_plan(caplog, "cuda:0")
+    part, run = source[: source.index("def run")], source[source.index("def run") :]
+    assert "for " in part
+    assert "MatMul" in part
+    assert ["HostLoad" in run, "Recorded" in run, "HostStore" in run] == [True] * 3
+    assert "for " not in run
+    for others in ({"device": "cpu"}, {"device": "cuda:0", "cuda_graphs": 0}):
+        assert "Recorded" not in source_of_the_plan(caplog, **others)
+
+
+def test_why_steps_are_not_recorded_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "popxl_torch"):
+        ir, stream = layered()
+        options = ir._pb_ir.getSessionOptions().engineOptions
+        options |= {"popxl_torch.backend": "null", "popxl_torch.device": "cuda:0"}
+        with popxl.Session(ir, "ipu_model") as session:
+            session.run({stream: np.zeros((2, 8), np.float16)})
+    reasons = [r.getMessage() for r in caplog.records if "not recorded" in r.getMessage()]
+    assert any("HostLoad: it reads a stream of the host" in reason for reason in reasons)
+
+
+# -- runs on devices that stand for one -----------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path, rng: np.random.Generator) -> Path:
+    return write_weights(tmp_path / "weights.bin", rng)
+
+
+@contextmanager
+def standing_in(
+    monkeypatch: pytest.MonkeyPatch, kind: type[OwnMemory] = OwnMemory, free: int = 0
+) -> Iterator[list[OwnMemory]]:
+    """Sessions made meanwhile run on such a device; a list of them."""
+    made: list[OwnMemory] = []
+
+    def make(settings: Settings, replicas: int) -> OwnMemory:
+        made.append(kind(settings, replicas, free))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "make_backend", make)
+        patch.setattr(placement, "DEVICE_SCRATCH_BYTES", 0)
+        yield made
+
+
+def run_model(path: Path, **options: object) -> tuple[list[np.ndarray], Model]:
+    model = Model(path, **options)
+    with model.session:
+        return [model.run(seed) for seed in range(5)], model
+
+
+def needed(path: Path, plan: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes for everything but weights."""
+    with standing_in(monkeypatch):
+        run_model(path, memory_plan=plan)
+    content = json.loads(plan.read_text())
+    return content["peak_bytes"] - sum(p["resident_bytes"] for p in content["phases"])
+
+
+@pytest.mark.parametrize("weights", ["mapped", "read", "pinned"])
+@pytest.mark.parametrize("slabs", [1, 2, 3.5, LAYERS])
+def test_every_budget_of_a_device_gives_the_same_bits(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slabs: float, weights: str
+) -> None:
+    expected, _ = run_model(path)
+    budget = needed(path, tmp_path / "plan", monkeypatch) + int(slabs * SLAB)
+    with standing_in(monkeypatch) as made:
+        found, _ = run_model(path, device_memory=budget, weights=weights)
+    np.testing.assert_array_equal(found, expected)
+    (link,) = made[0].links
+    assert link.memory_bytes <= slabs * SLAB
+    assert made[0].limits == [budget, 0]
+
+
+def test_without_a_budget_what_is_free_is_one(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = needed(path, tmp_path / "plan", monkeypatch) + 3 * SLAB
+    for options in ({}, {"device_memory": "auto"}):
+        with standing_in(monkeypatch, free=free) as made:
+            run_model(path, memory_plan=tmp_path / "plan", **options)
+        plan = json.loads((tmp_path / "plan").read_text())
+        assert (plan["budget_bytes"], plan["slots"]) == (free, 2)
+        assert made[0].limits == []
+
+
+def test_a_table_stays_on_the_host_where_there_is_no_room(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = run_model(path)
+    room = needed(path, tmp_path / "plan", monkeypatch) + LAYERS * SLAB
+    for extra, on_host in ((SIDE * SIDE * 4, 0), (0, SIDE * SIDE * 4)):
+        with standing_in(monkeypatch):
+            found, _ = run_model(path, device_memory=room + extra, memory_plan=tmp_path / "plan")
+        table, layers = json.loads((tmp_path / "plan").read_text())["phases"]
+        assert (table["mapped_bytes"], layers["resident_slabs"]) == (on_host, LAYERS)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_in_the_hosts_memory_are_pinned_if_it_has_room(
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected, _ = run_model(path)
+    budget = needed(path, tmp_path / "plan", monkeypatch) + 2 * SLAB
+    for free, warned in ((1 << 40, 0), (SLAB, 1)):
+        caplog.clear()
+        with standing_in(monkeypatch), monkeypatch.context() as patch:
+            patch.setattr(placement, "available_bytes", lambda free=free: free)
+            found, _ = run_model(path, device_memory=budget, weights="pinned")
+        np.testing.assert_array_equal(found, expected)
+        assert sum("not pinned" in r.getMessage() for r in caplog.records) == warned
+
+
+def test_new_weights_reach_the_device(
+    path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written anew, or changed where they are and sent again."""
+    arrays = [rng.normal(size=(SIDE, SIDE)).astype("float32") for _ in range(2 * LAYERS + 1)]
+    with standing_in(monkeypatch):
+        on_device = Model(path)
+    on_cpu, results = Model(path), []
+    for model in (on_device, on_cpu):
+        own = [array.copy() for array in arrays]
+        with model.session:
+            model.run(0)
+            model.session.write_variables_data(dict(zip(model.weights, own, strict=True)))
+            results.append(model.run(0))
+            own[3] *= 2
+            model.session.write_variables_data(dict(zip(model.weights, own, strict=True)))
+            results.append(model.run(0))
+    np.testing.assert_array_equal(results[:2], results[2:])
+    assert not np.array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_loads_on_a_device_give_the_same_bits(
+    path: Path, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, plan = random_loads(path, seed), tmp_path / "plan"
+    with standing_in(monkeypatch):
+        random_loads(path, seed, memory_plan=plan)
+    most = json.loads(plan.read_text())["peak_bytes"]
+    ran = 0
+    for share in (0.5, 0.7, 0.9):
+        with standing_in(monkeypatch):
+            try:
+                found = random_loads(path, seed, device_memory=int(most * share))
+            except popart.session.OutOfMemoryException:
+                continue
+        ran += 1
+        np.testing.assert_array_equal(found, expected)
+    assert ran
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs_agree_on_a_device_that_records(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    replicas = (1, 2, 4)[seed % 3]
+    program, arrays = random_case(rng, replicas)
+    expected = run_program(program, arrays, {"device": "cpu"})
+    with standing_in(monkeypatch):
+        found = run_program(program, arrays, {"device": "cpu"})
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted, err_msg=str(program))
+
+
+def test_a_part_is_recorded_once_and_replayed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = run_model(path)
+    with standing_in(monkeypatch) as made:
+        found, _ = run_model(path)
+    np.testing.assert_array_equal(found, expected)
+    assert (made[0].replayer.recorded, made[0].replayer.replayed) == (1, 3)
+
+
+def random_case(rng: np.random.Generator, replicas: int) -> tuple[Any, dict[str, np.ndarray]]:
+    shape = (replicas, 4, 4)
+    return draw_program(rng, length=14, replicas=replicas), {
+        "stream": rng.uniform(-1, 1, shape).astype("float32"),
+        "shared": rng.uniform(-1, 1, (4, 4)).astype("float32"),
+        "own": rng.uniform(-1, 1, shape).astype("float32"),
+    }
+
+
+# -- numbers, where there is a GPU ----------------------------------------------------------------
 
 
 @needs_gpu
@@ -69,13 +303,7 @@ def test_a_device_with_memory_of_its_own_loads_what_a_cpu_sees(
 @pytest.mark.parametrize("seed", range(6))
 def test_random_programs_agree_with_the_cpu(seed: int, replicas: int) -> None:
     rng = np.random.default_rng([seed, replicas])
-    program = draw_program(rng, length=14, replicas=replicas)
-    shape = (replicas, 4, 4)
-    arrays = {
-        "stream": rng.uniform(-1, 1, shape).astype("float32"),
-        "shared": rng.uniform(-1, 1, (4, 4)).astype("float32"),
-        "own": rng.uniform(-1, 1, shape).astype("float32"),
-    }
+    program, arrays = random_case(rng, replicas)
     expected = run_program(program, arrays, {"device": "cpu"})
     found = run_program(program, arrays, {"device": "cuda"})
     for got, wanted in zip(found, expected, strict=True):
@@ -92,3 +320,47 @@ def test_weights_in_remote_memory_are_fetched() -> None:
         with popxl.Session(ir, "ipu_model") as session:
             results += session.run({stream: np.ones((2, 8), np.float16)}).values()
     np.testing.assert_allclose(results[1], results[0], rtol=2e-2, atol=2e-2)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["mapped", "read", "pinned"])
+def test_every_budget_of_a_gpu_gives_the_same_bits(
+    path: Path, tmp_path: Path, weights: str
+) -> None:
+    plan = tmp_path / "plan"
+    on_cpu, _ = run_model(path, device="cpu")
+    whole, _ = run_model(path, device="cuda", memory_plan=plan)
+    np.testing.assert_allclose(whole, on_cpu, rtol=1e-3, atol=1e-4)
+    content = json.loads(plan.read_text())
+    least = content["peak_bytes"] - sum(p["resident_bytes"] for p in content["phases"])
+    for slabs in (1, 2, 3.5):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        budget = least + int(slabs * SLAB)
+        found, _ = run_model(path, device="cuda", weights=weights, device_memory=budget)
+        np.testing.assert_array_equal(found, whole)
+        assert torch.cuda.max_memory_allocated() <= budget
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_recorded_runs_on_a_gpu_give_the_same_bits(path: Path) -> None:
+    eager, _ = run_model(path, device="cuda", cuda_graphs=0)
+    recorded, model = run_model(path, device="cuda")
+    backend = model.session._engine.backend
+    assert isinstance(backend, TorchBackend)
+    assert backend._recorder is not None
+    assert backend._recorder.works
+    np.testing.assert_array_equal(recorded, eager)
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_copies_run_beside_work_in_the_right_order(path: Path) -> None:
+    """Many sweeps through two slots, without a wait of the host in between."""
+    on_cpu, _ = run_model(path, device="cpu")
+    model = Model(path, device="cuda", weights="pinned", device_memory="300MiB")
+    with model.session:
+        for seed in [*range(5)] * 20:
+            np.testing.assert_allclose(model.run(seed), on_cpu[seed], rtol=1e-3, atol=1e-4)

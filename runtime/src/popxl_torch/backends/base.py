@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from popxl_torch.ir.records import Spec
 from popxl_torch.plan.steps import Step
+
+if TYPE_CHECKING:
+    from popxl_torch.executor.device_slots import Link
+    from popxl_torch.executor.trace import Trace
 
 
 class Backend(Protocol):
@@ -33,11 +37,11 @@ class Backend(Protocol):
         ...
 
     def remote_zeros(self, spec: Spec) -> Any:
-        """Zeros in remote memory."""
+        """Zeros where runs write remote memory: on the device."""
         ...
 
     def remote_copy(self, tensor: Any, spec: Spec) -> Any:
-        """A copy in remote memory, in the spec's storage dtype."""
+        """A copy where runs write remote memory, in the spec's storage dtype."""
         ...
 
     def remote_window(
@@ -70,8 +74,9 @@ class Backend(Protocol):
         """The arrays that a tensor of remote memory is made of."""
         ...
 
-    def moved(self, tensor: Any, memory: np.ndarray, places: Sequence[int]) -> Any:
-        """The same tensor of other bytes: its arrays begin at these places of ``memory``."""
+    def moved(self, tensor: Any, memory: Any, places: Sequence[int]) -> Any:
+        """The same tensor of other bytes: its arrays begin at these places of ``memory``, which is
+        an array of the host's, or what a :class:`Link` leases."""
         ...
 
     def has_lead(self, tensor: Any, spec: Spec) -> bool:
@@ -115,4 +120,34 @@ class Backend(Protocol):
 
     def synchronise(self) -> None:
         """Wait until all work has been done."""
+        ...
+
+    # What follows is for devices with memory of their own.
+
+    def link(self) -> Link:
+        """Copies to the device."""
+        ...
+
+    def memory_used(self) -> int:
+        """Bytes of the device's memory that the process has given out."""
+        ...
+
+    def memory_free(self) -> int:
+        """Bytes of the device's memory that it may take; 0 where nobody knows."""
+        ...
+
+    def limit_memory(self, num_bytes: int) -> None:
+        """Let the process take no more of the device's memory; 0 for no limit."""
+        ...
+
+    def recorded(
+        self, part: Callable[..., Any], places: Callable[[], object], trace: Trace
+    ) -> Callable[..., Any]:
+        """A function that needs nothing of the host, as one that may replay what it did.
+
+        Args:
+            part: from tensors to a tuple of tensors, which hold until the next call.
+            places: tells apart where the memory lies that it uses besides its inputs.
+            trace: counts what a part loads.
+        """
         ...

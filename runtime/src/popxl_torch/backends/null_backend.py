@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from popxl_torch.ir.records import Spec
 from popxl_torch.plan.memory import spec_bytes
 from popxl_torch.plan.steps import Step
+
+if TYPE_CHECKING:
+    from popxl_torch.executor.device_slots import Link
+    from popxl_torch.executor.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class NullBackend:
         """None: there is no data."""
         return []
 
-    def moved(self, tensor: NullTensor, memory: np.ndarray, places: Sequence[int]) -> NullTensor:
+    def moved(self, tensor: NullTensor, memory: Any, places: Sequence[int]) -> NullTensor:
         """The tensor."""
         return tensor
 
@@ -126,3 +130,24 @@ class NullBackend:
 
     def synchronise(self) -> None:
         """Nothing to wait for."""
+
+    def link(self) -> Link:
+        """There are no bytes to copy."""
+        raise NotImplementedError("the null backend has no memory")
+
+    def memory_used(self) -> int:
+        """None."""
+        return 0
+
+    def memory_free(self) -> int:
+        """Nobody knows."""
+        return 0
+
+    def limit_memory(self, num_bytes: int) -> None:
+        """Nothing is taken."""
+
+    def recorded(
+        self, part: Callable[..., Any], places: Callable[[], object], trace: Trace
+    ) -> Callable[..., Any]:
+        """The part."""
+        return part

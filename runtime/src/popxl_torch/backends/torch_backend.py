@@ -5,19 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from popxl_torch.backends.cuda_graph import Recorded, Recorder
+from popxl_torch.backends.cuda_link import CudaLink
 from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
 from popxl_torch.kernels import KernelEntry, Site, kernel_entry, kernel_kinds
+from popxl_torch.kernels.indexing import write_window
 from popxl_torch.kernels.native import native
 from popxl_torch.kernels.quantised import QuantisedTensor, from_storage
 from popxl_torch.kernels.storage import storage_dtype
 from popxl_torch.plan.steps import Operand, Step
 from popxl_torch.settings import Settings
+
+if TYPE_CHECKING:
+    from popxl_torch.executor.device_slots import Link
+    from popxl_torch.executor.trace import Trace
 
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
 _WRAP = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
@@ -40,14 +47,16 @@ def pick_device(wanted: str) -> torch.device:
         RuntimeError: no such device on this machine, or one of a kind that has no kernels here.
     """
     if not wanted:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = wanted.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise RuntimeError(f"Device {wanted!r} was asked for; there are 'cpu', 'cuda' and 'cuda:N'")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise RuntimeError(f"Device {wanted!r} was asked for; there are {count} CUDA devices")
-    return torch.device(wanted)
+    if kind == "cuda":
+        return torch.device(kind, int(index or torch.cuda.current_device()))
+    return torch.device(kind)
 
 
 class TorchBackend:
@@ -61,6 +70,7 @@ class TorchBackend:
         self.shares_host = self.device.type == "cpu"
         self.fast = settings.arithmetic == "fast"
         self.replicas = replicas
+        self._recorder: Recorder | None = None
 
     # -- data -------------------------------------------------------------------------------
 
@@ -88,12 +98,12 @@ class TorchBackend:
         return torch.from_numpy(np.asarray(array))
 
     def remote_zeros(self, spec: Spec) -> torch.Tensor:
-        """Zeros in the host's memory."""
-        return torch.zeros(spec.shape, dtype=storage_dtype(spec.dtype))
+        """Zeros on the device: what runs write stays there."""
+        return torch.zeros(spec.shape, dtype=storage_dtype(spec.dtype), device=self.device)
 
     def remote_copy(self, tensor: torch.Tensor, spec: Spec) -> torch.Tensor:
-        """A contiguous copy in the host's memory."""
-        return torch.empty(tensor.shape, dtype=storage_dtype(spec.dtype)).copy_(tensor)
+        """A contiguous copy on the device."""
+        return self.stored(tensor, spec)
 
     def remote_window(
         self,
@@ -104,13 +114,7 @@ class TorchBackend:
         lead: int,
     ) -> None:
         """Copy a window into a tensor in place; the same one for all replicas if it has no axis."""
-        given = window.dim() - len(tensor.shape)
-        for axis, start in zip(axes, starts.reshape(-1).tolist(), strict=True):
-            size = window.shape[axis + lead + given]
-            # As DynamicUpdate: moved inside where it sticks out.
-            start = min(max(start, 0), tensor.shape[axis + lead] - size)
-            tensor = tensor.narrow(axis + lead, start, size)
-        tensor.copy_(window)
+        write_window(tensor, [axis + lead - tensor.dim() for axis in axes], starts, window)
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor on the device."""
@@ -152,19 +156,14 @@ class TorchBackend:
             return [part.numpy() for part in tensor.parts]
         return [tensor.numpy()]
 
-    def moved(
-        self, tensor: torch.Tensor, memory: np.ndarray, places: Sequence[int]
-    ) -> torch.Tensor:
-        """The same strides over other bytes of the host, on the device."""
+    def moved(self, tensor: torch.Tensor, memory: Any, places: Sequence[int]) -> torch.Tensor:
+        """The same strides over other bytes: an array of the host's or a tensor of the device's."""
         # As all tensors of remote memory, not one of inference mode.
         with torch.inference_mode(False):
-            parts = [
-                torch.from_numpy(np.ndarray(a.shape, a.dtype, memory, place, a.strides))
-                for a, place in zip(self.arrays(tensor), places, strict=True)
-            ]
             if isinstance(tensor, QuantisedTensor):
-                return self.fetch(tensor.with_parts(parts))
-        return self.fetch(parts[0])
+                parts = zip(tensor.parts, places, strict=True)
+                return tensor.with_parts([_seen_at(part, memory, place) for part, place in parts])
+            return _seen_at(tensor, memory, places[0])
 
     def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
         """Whether there is one more axis than in the spec."""
@@ -206,6 +205,35 @@ class TorchBackend:
         """Wait for a GPU; CPU work is done when a call returns."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    # -- a device with memory of its own ----------------------------------------------------
+
+    def link(self) -> Link:
+        """Copies to a GPU."""
+        return CudaLink(self.device)
+
+    def memory_used(self) -> int:
+        """What PyTorch has given out on the GPU."""
+        return int(torch.cuda.memory_allocated(self.device))
+
+    def memory_free(self) -> int:
+        """What is free on the GPU, with what PyTorch holds and has not given out."""
+        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return int(torch.cuda.mem_get_info(self.device)[0] + kept)
+
+    def limit_memory(self, num_bytes: int) -> None:
+        """Limits what PyTorch takes of the GPU, for all sessions of the process."""
+        whole = torch.cuda.get_device_properties(self.device).total_memory
+        share = min(1.0, num_bytes / whole) if num_bytes else 1.0
+        torch.cuda.set_per_process_memory_fraction(share, self.device)
+
+    def recorded(
+        self, part: Callable[..., Any], places: Callable[[], object], trace: Trace
+    ) -> Callable[..., Any]:
+        """The part as a CUDA graph."""
+        if self._recorder is None:
+            self._recorder = Recorder(self.device)
+        return Recorded(part, places, trace, self._recorder)
 
     # -- kernels ----------------------------------------------------------------------------
 
@@ -315,6 +343,17 @@ class TorchBackend:
             return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
 
         return run
+
+
+def _seen_at(tensor: torch.Tensor, memory: Any, place: int) -> torch.Tensor:
+    """Dtype, shape and strides of a tensor of the host over other bytes, from ``place`` on."""
+    if isinstance(memory, np.ndarray):
+        array = tensor.numpy()
+        return torch.from_numpy(np.ndarray(array.shape, array.dtype, memory, place, array.strides))
+    last = sum((size - 1) * s for size, s in zip(tensor.shape, tensor.stride(), strict=True))
+    end = place + (max(last, 0) + 1) * tensor.element_size()
+    elements: torch.Tensor = memory[place:end].view(tensor.dtype)
+    return elements.as_strided(tensor.shape, tensor.stride())
 
 
 def _layout(tensor: torch.Tensor) -> tuple[object, ...]:

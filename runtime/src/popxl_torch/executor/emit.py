@@ -13,7 +13,7 @@ each iteration. So a step costs a call beside its kernel, and a load of weights 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from popxl_torch.backends.base import Backend
@@ -145,7 +145,7 @@ class Emitter:
     # -- steps ------------------------------------------------------------------------------
 
     def _steps(self, steps: Iterable[Step]) -> None:
-        handlers = {"Mark": self._mark, "Taken": self._taken}
+        handlers = {"Mark": self._mark, "Recorded": self._recorded, "Taken": self._taken}
         handlers |= dict.fromkeys(("Loop", "If", "Select"), self._nested)
         for step in steps:
             self._where = step.where
@@ -211,14 +211,36 @@ class Emitter:
             write(step)
             return
         # The rest is a function of what it reads.
+        args = self._args(step) + [f"i{number}" for number in range(self._loops)]
+        alone = Step(step.kind, step.ins, step.outs, step.attrs, step.bodies, where=step.where)
+        name = self._part(args, [alone], step.outs)
+        self._line(f"{_targets(step.outs)}{name}({', '.join(args)})")
+
+    def _args(self, step: Step) -> list[str]:
+        return [f"v{slot}" for slot in sorted(reads(step)) if slot not in self._texts]
+
+    def _part(self, args: Iterable[str], steps: Iterable[Step], outs: Iterable[Operand]) -> str:
+        """A function of its own; its name."""
         self._parts += 1
         name = f"part{self._parts}"
-        args = [f"v{slot}" for slot in sorted(reads(step)) if slot not in self._texts]
-        args += [f"i{number}" for number in range(self._loops)]
-        alone = Step(step.kind, step.ins, step.outs, step.attrs, step.bodies, where=step.where)
-        self._function(name, args, [alone], step.outs)
-        targets = ", ".join(f"v{out.slot}" for out in step.outs)
-        self._line(f"{f'({targets},) = ' if targets else ''}{name}({', '.join(args)})")
+        self._function(name, args, steps, outs)
+        return name
+
+    def _recorded(self, step: Step) -> None:
+        """A part that the backend may replay. What is known of its results is not returned."""
+        (body,), args = step.bodies, self._args(step)
+        part = self._part(args, body.steps, self._unknown(step.outs))
+        function = self.backend.recorded(
+            lambda *given: self.names[part](*given),
+            lambda: self.memory.places(step.attrs["states"], step.attrs["buffers"]),
+            self.memory.trace,
+        )
+        name = self._name("Recorded_", function)
+        self._line(f"{_targets(self._unknown(step.outs))}{name}({', '.join(args)})")
+
+    def _unknown(self, outs: Iterable[Operand]) -> Iterator[Operand]:
+        """Looked at one by one: what is known may be more by then."""
+        return (out for out in outs if out.slot not in self._texts)
 
     def _loop(self, step: Step) -> None:
         (body,) = step.bodies
@@ -275,6 +297,12 @@ class Emitter:
             self._line(f"v{out.slot} = select({', '.join(texts)})")
         for body in step.bodies:
             self._delete(_left_over(body))
+
+
+def _targets(outs: Iterable[Operand]) -> str:
+    """The left side of an assignment of a tuple, if there is anything to assign."""
+    names = ", ".join(f"v{out.slot}" for out in outs)
+    return f"({names},) = " if names else ""
 
 
 def _left_over(body: Body) -> list[int]:

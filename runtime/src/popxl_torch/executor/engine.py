@@ -56,6 +56,7 @@ class Engine:
         self._placer = Placer(self.planner, remote, settings, device)
         if self._placer.active and settings.backend == "null":
             self._placer.plan_specs(self.variables, self.varying)
+        self._records = settings.cuda_graphs and not self.backend.shares_host
         self._interpreter: Interpreter | None = None
         if settings.executor == "interpreter":
             self._interpreter = Interpreter(program, self.backend, self.memory)
@@ -86,12 +87,14 @@ class Engine:
                 tensor = self.backend.remote_view(layout, data.buffer.spec)
                 changed |= self.memory.remote.put(data.buffer, data.entry, tensor)
             else:
-                tensor = self.memory.states[value] = self.backend.from_host(layout, value.spec)
+                tensor = self.backend.from_host(layout, value.spec)
+                self.memory.set_state(value, tensor)
             self.uploaded[value] = tensor
             data.retrieved = None
+        # A device with memory of its own gets everything anew.
+        changed |= not self.backend.shares_host
         if changed:
-            for plan, _ in self._plans.values():
-                plan.unbind()
+            self._unbind()
         self.varying.buffers |= self.memory.remote.varying_buffers()
         self._place(layouts, changed)
         self._forget_ready()
@@ -124,8 +127,14 @@ class Engine:
         """Let go of the variables' tensors. Remote buffers and host values stay."""
         self.memory.states.clear()
         self.uploaded.clear()
+        if not self.backend.shares_host:
+            self._unbind()  # plans hold what is there of the weights
         self._placer.release()
         self._placed = False
+
+    def _unbind(self) -> None:
+        for plan, _ in self._plans.values():
+            plan.unbind()
 
     def _fetch(self, value: Value, tensor: Any, spec: Any) -> None:
         data = value.data
@@ -205,7 +214,7 @@ class Engine:
         key = (way, streams, *sources.key())
         if key not in self._plans:
             plan, grown = self.planner.plan(way, sources)
-            bound = BoundPlan(plan, self.backend, self.memory)
+            bound = BoundPlan(plan, self.backend, self.memory, self._records)
             if self.settings.debug >= 3:
                 self._debug(3, f"plan of {way.name}:\n{plan}\nas a function:\n{bound.bind()}")
             # Marks are a fixed point: what has grown needs no other plan.

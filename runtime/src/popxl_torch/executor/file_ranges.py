@@ -1,4 +1,5 @@
-"""Which bytes of which files arrays are: views of read-only ``np.memmap`` objects."""
+"""Which bytes arrays are: of which files, for views of read-only ``np.memmap`` objects, or else of
+the process's own memory."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class FileRange:
-    """Bytes [start, end) of a file."""
+    """Bytes [start, end) of a file; of the process's memory, by address, if there is no path."""
 
-    path: Path
+    path: Path | None
     start: int
     end: int
 
@@ -39,14 +40,21 @@ class MappedFiles:
     def find(self, array: np.ndarray) -> FileRange | None:
         """The bytes that an array spans, with what its strides leave out; None if its memory is
         not a file's, or if more than half of them are left out."""
-        low, high = np.lib.array_utils.byte_bounds(array)
-        if high - low > 2 * _distinct_bytes(array):
+        span = memory_range(array)
+        if span is None:
             return None
+        low, high = span.start, span.end
         for start, (end, whole) in self._maps.items():
             if start <= low and high <= end:
                 shift = whole.start - start
                 return FileRange(whole.path, low + shift, high + shift)
         return None
+
+
+def memory_range(array: np.ndarray) -> FileRange | None:
+    """The process's memory that an array spans; None if its strides leave out more than half."""
+    low, high = np.lib.array_utils.byte_bounds(array)
+    return None if high - low > 2 * _distinct_bytes(array) else FileRange(None, low, high)
 
 
 def _root(array: object) -> np.memmap | None:

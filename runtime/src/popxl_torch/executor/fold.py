@@ -15,13 +15,10 @@ from typing import Any
 from popxl_torch.backends.base import Backend
 from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.ir.opdef import kinds, opdef
-from popxl_torch.plan.steps import Body, Step
+from popxl_torch.plan.steps import LONGEST, Body, Step
 
 SMALL = 1024
 """Elements of a result that may be computed and kept."""
-
-LONGEST = 4096
-"""Iterations of a loop whose values are tabled."""
 
 _VIEWS = frozenset({
     "Detach", "Expand", "Identity", "JoinColumns", "JoinRows", "Reshape", "Slice", "Split",

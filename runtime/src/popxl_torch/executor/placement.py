@@ -1,6 +1,6 @@
 """Where a session's weights are kept: the plan, and the JSON file that tells of it:
 
-    {"version": 1, "device": str, "weights": "mapped" or "read", "budget_bytes": int,
+    {"version": 1, "device": str, "weights": "mapped", "read" or "pinned", "budget_bytes": int,
      "phases": [{"name": str, "slabs": int, "bytes": int,
                  "resident_slabs": int, "resident_bytes": int,
                  "streamed_slabs": int, "streamed_bytes": int, "mapped_bytes": int}],
@@ -16,11 +16,16 @@ are no files'. ``stored_bytes`` are the remote buffers that runs write, such as 
 ``process_bytes`` what the process had before; ``scratch_bytes`` what is set aside for all that
 cannot be planned: workspaces of kernels, plans. ``peak_bytes`` is all that is in the device's
 memory at a time.
+
+A GPU has memory of its own, so no weights are ``mapped`` there but tables that would not fit beside
+everything else; there is always a budget, what is free if none was given; and activations count
+twice where runs are recorded, as recordings have memory of their own.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -28,10 +33,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from popxl_torch.executor.file_ranges import MappedFiles
+from popxl_torch.backends.base import Backend
+from popxl_torch.executor.device_slots import DeviceSlots
+from popxl_torch.executor.file_ranges import MappedFiles, memory_range
 from popxl_torch.executor.planner import Planner
 from popxl_torch.executor.remote_store import RemoteStore
-from popxl_torch.executor.streaming import Entry, FileSlab, Streamer
+from popxl_torch.executor.streaming import Entry, HostSlab, HostSlots, SlotMaker, Streamer
 from popxl_torch.ir.errors import OutOfMemoryException
 from popxl_torch.ir.records import Buffer, Value
 from popxl_torch.passes.find_slabs import LoadedTogether
@@ -40,28 +47,25 @@ from popxl_torch.plan.memory import spec_bytes
 from popxl_torch.plan.residency import BudgetError, Residency, Slab, plan_residency
 from popxl_torch.settings import AUTO, Settings
 
+_LOG = logging.getLogger("popxl_torch")
+
 
 class Placer:
-    """Plans where the weights of a session are kept, and has them read where that is asked for."""
+    """Plans where the weights of a session are kept, and has them brought there."""
 
     def __init__(
         self, planner: Planner, remote: RemoteStore, settings: Settings, device: str
     ) -> None:
-        """``device`` is the session's.
-
-        Raises:
-            NotImplementedError: a budget for a device that has memory of its own.
-        """
-        if settings.device_memory and device.startswith("cuda"):
-            raise NotImplementedError(
-                f"device_memory is kept on CPUs only so far, not on {device}; leave it out"
-            )
+        """``device`` is the session's."""
         self.planner = planner
         self.remote = remote
         self.settings = settings
         self.device = device
-        wanted = settings.device_memory or settings.memory_plan or settings.weights == "read"
-        self.active = bool(wanted)
+        self._backend = remote.backend
+        self._own_memory = not remote.backend.shares_host
+        self._brings = self._own_memory or settings.weights != "mapped"
+        self._limits = False
+        self.active = self._brings or bool(settings.device_memory or settings.memory_plan)
 
     def plan_specs(self, variables: Iterable[Value], varying: Varying) -> None:
         """Plan by what variables say of themselves: their weights are never there.
@@ -69,9 +73,9 @@ class Placer:
         Raises:
             OutOfMemoryException: the budget is too small.
         """
-        sizes = variable_bytes(variables, self.remote.backend.replicas)
-        slabs = loaded_slabs(self.planner.slabs(), sizes) if self.settings.weights == "read" else []
-        self._plan(slabs, sizes, varying)
+        sizes = variable_bytes(variables, self._backend.replicas)
+        slabs, tables = self._loaded(sizes)
+        self._plan(slabs, tables, sizes, varying)
 
     def place(self, arrays: Iterable[object], varying: Varying) -> None:
         """Plan for the weights that are there now.
@@ -86,20 +90,23 @@ class Placer:
         """
         self.release()
         sizes = entry_bytes(self.remote)
-        slabs: list[Slab] = []
-        files: list[FileSlab] = []
-        if self.settings.weights == "read":
-            slabs, files = file_slabs(
-                loaded_slabs(self.planner.slabs(), sizes), self.remote, mapped_files(arrays)
-            )
-        residency = self._plan(slabs, sizes, varying)
-        if files:
+        files = mapped_files(arrays)
+        slabs, tables = (
+            host_slabs(found, self.remote, files, self._own_memory) for found in self._loaded(sizes)
+        )
+        chosen, residency = self._plan([*slabs], [*tables], sizes, varying)
+        if self._own_memory and self.settings.device_memory > 0:
+            self._backend.limit_memory(self.settings.device_memory)
+            self._limits = True
+        if chosen:
+            on_host = [({**slabs, **tables})[slab] for slab in chosen]
             self.remote.streamer = Streamer(
-                files,
+                on_host,
                 residency.resident,
                 residency.slots,
                 self.settings.prefetch,
-                self.remote.backend,
+                self._slot_maker(on_host, residency),
+                self._backend,
                 self.remote.trace,
             )
 
@@ -108,24 +115,68 @@ class Placer:
         if self.remote.streamer is not None:
             self.remote.streamer.close()
             self.remote.streamer = None
+        if self._limits:
+            self._backend.limit_memory(0)
+            self._limits = False
 
-    def _plan(self, slabs: list[Slab], sizes: Mapping[Entry, int], varying: Varying) -> Residency:
-        fixed = Fixed(
-            anonymous_bytes(),
-            self.planner.activation_bytes(varying),
-            stored_bytes(self.remote.stored, self.remote.backend.replicas),
-            SCRATCH_BYTES,
-        )
-        residency = plan(slabs, fixed, self.settings)
+    def _loaded(self, sizes: Mapping[Entry, int]) -> tuple[list[Slab], list[Slab]]:
+        """What is brought: slabs, and tables of which rows are used."""
+        if not self._brings:
+            return [], []
+        groups = self.planner.slabs()
+        tables = [group for group in groups if group.gathered] if self._own_memory else []
+        slabs = [group for group in groups if not group.gathered]
+        return loaded_slabs(slabs, sizes), loaded_slabs(tables, sizes)
+
+    def _plan(
+        self, slabs: list[Slab], tables: list[Slab], sizes: Mapping[Entry, int], varying: Varying
+    ) -> tuple[list[Slab], Residency]:
+        """The slabs that are brought, and which of them stay. Tables do if there is room for all;
+        else their rows are read on the host."""
+        fixed = self._fixed(varying)
+        budget = budget_of(self.settings, fixed.process, self._backend)
+        whole = fixed.total + sum(slab.num_bytes for slab in (*slabs, *tables))
+        chosen = slabs if budget and whole > budget else [*slabs, *tables]
+        residency = plan(chosen, fixed, budget, self.settings.prefetch)
+        if self._own_memory:
+            self.remote.resident = _wholly(chosen, residency, sizes)
+            self.remote.tables = frozenset(
+                buffer for slab in tables if slab not in chosen for buffer, _ in slab.entries
+            )
         if self.settings.memory_plan:
-            groups = self.planner.slabs()
-            content = report(groups, sizes, slabs, residency, fixed, self.settings, self.device)
+            about = (self.device, self.settings.weights, budget)
+            content = report(self.planner.slabs(), sizes, chosen, residency, fixed, about)
             write_report(self.settings.memory_plan, content)
-        return residency
+        return chosen, residency
+
+    def _fixed(self, varying: Varying) -> Fixed:
+        activations = self.planner.activation_bytes(varying, not self._own_memory)
+        stored = stored_bytes(self.remote.stored, self._backend.replicas)
+        if not self._own_memory:
+            return Fixed(anonymous_bytes(), activations, stored, SCRATCH_BYTES)
+        if self.settings.cuda_graphs:
+            activations *= 2
+        return Fixed(self._backend.memory_used(), activations, stored, DEVICE_SCRATCH_BYTES)
+
+    def _slot_maker(self, slabs: list[HostSlab], residency: Residency) -> SlotMaker:
+        if not self._own_memory:
+            return HostSlots(slabs)
+        streamed = [slab for n, slab in enumerate(slabs) if n not in residency.resident]
+        pinned = [s for s in streamed if self.settings.weights == "pinned" or not s.file_bytes]
+        size, free = sum(slab.num_bytes for slab in pinned), available_bytes()
+        if size > free - free // 8:
+            _LOG.warning("%d MiB of weights are not pinned, as the host has %d MiB free: they pass"
+                         " through a small pinned ring", size >> 20, free >> 20)  # fmt: skip
+            pinned = []
+        return DeviceSlots(self._backend.link(), slabs, pinned, self.settings.weights == "read")
 
 
 SCRATCH_BYTES = 96 << 20
 """Twice what a model of 6 billion parameters was seen to take."""
+
+DEVICE_SCRATCH_BYTES = 256 << 20
+"""On a GPU: workspaces of its libraries (up to 32 MiB for each of two streams), what kernels hold
+besides their results, rounding of the allocator. An estimate: nothing was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +187,11 @@ class Fixed:
     activations: int
     stored: int
     scratch: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.process + self.activations + self.stored + self.scratch
 
 
 def variable_bytes(variables: Iterable[Value], replicas: int) -> dict[Entry, int]:
@@ -154,10 +210,10 @@ def entry_bytes(remote: RemoteStore) -> dict[Entry, int]:
 
 
 def loaded_slabs(groups: Iterable[LoadedTogether], sizes: Mapping[Entry, int]) -> list[Slab]:
-    """The slabs of a program, in the order of execution, but for tables of which rows are read."""
+    """The slabs of groups of buffers, in the order of execution."""
     slabs = []
     for group in groups:
-        for number in range(0 if group.gathered else max(b.entries for b in group.buffers)):
+        for number in range(max(b.entries for b in group.buffers)):
             entries = [(b, number) for b in group.buffers if (b, number) in sizes]
             if entries:
                 total = sum(sizes[entry] for entry in entries)
@@ -173,24 +229,42 @@ def mapped_files(arrays: Iterable[object]) -> MappedFiles:
     return files
 
 
-def file_slabs(
-    slabs: Iterable[Slab], remote: RemoteStore, files: MappedFiles
-) -> tuple[list[Slab], list[FileSlab]]:
-    """What of the slabs are views of files, with the memory that they take if they are read."""
-    found = []
+def host_slabs(
+    slabs: Iterable[Slab], remote: RemoteStore, files: MappedFiles, from_memory: bool
+) -> dict[Slab, HostSlab]:
+    """What of the slabs are views of files, or of the host's memory where that counts too, with the
+    memory that they take if they are brought to the device.
+
+    Other arrays are used where they are, or sent for each load: those that a run made, and those
+    whose strides leave out most of what they span.
+    """
+    found = {}
     for slab in slabs:
         ranges = {}
         for entry in slab.entries:
-            parts = [files.find(array) for array in remote.backend.arrays(remote.get(*entry))]
-            if None not in parts:
+            if entry in remote.owned:
+                continue
+            arrays = remote.backend.arrays(remote.get(*entry))
+            parts = [
+                files.find(array) or (memory_range(array) if from_memory else None)
+                for array in arrays
+                if not from_memory or array.flags.aligned
+            ]
+            if len(parts) == len(arrays) and None not in parts:
                 ranges[entry] = [part for part in parts if part is not None]
         if ranges:
-            tensors = {entry: remote.get(*entry) for entry in ranges}
-            found.append((slab, FileSlab(tensors, ranges)))
-    summaries = [
-        replace(slab, num_bytes=file.num_bytes, entries=tuple(file.tensors)) for slab, file in found
-    ]
-    return summaries, [file for _, file in found]
+            host = HostSlab({entry: remote.get(*entry) for entry in ranges}, ranges)
+            found[replace(slab, num_bytes=host.num_bytes, entries=tuple(ranges))] = host
+    return found
+
+
+def _wholly(
+    slabs: Sequence[Slab], residency: Residency, sizes: Mapping[Entry, int]
+) -> frozenset[Buffer]:
+    """Buffers of which every entry stays."""
+    stay = {entry for number in residency.resident for entry in slabs[number].entries}
+    others = {buffer for (buffer, number) in sizes if (buffer, number) not in stay}
+    return frozenset({buffer for buffer, _ in stay} - others)
 
 
 def stored_bytes(stored: Iterable[Buffer], replicas: int) -> int:
@@ -198,8 +272,8 @@ def stored_bytes(stored: Iterable[Buffer], replicas: int) -> int:
     return sum(spec_bytes(b.spec) * b.entries * replicas for b in stored)
 
 
-def plan(slabs: Sequence[Slab], fixed: Fixed, settings: Settings) -> Residency:
-    """The plan within the budget of the settings.
+def plan(slabs: Sequence[Slab], fixed: Fixed, budget: int, prefetch: int) -> Residency:
+    """The plan within a budget.
 
     Raises:
         OutOfMemoryException: the budget is too small.
@@ -211,15 +285,19 @@ def plan(slabs: Sequence[Slab], fixed: Fixed, settings: Settings) -> Residency:
         "scratch": fixed.scratch,
     }
     try:
-        return plan_residency(slabs, needs, budget_of(settings, fixed.process), settings.prefetch)
+        return plan_residency(slabs, needs, budget, prefetch)
     except BudgetError as error:
         raise OutOfMemoryException(str(error)) from None
 
 
-def budget_of(settings: Settings, process: int) -> int:
-    """The budget in bytes; 0 for none."""
-    auto = settings.device_memory == AUTO
-    return process + _available_bytes() if auto else settings.device_memory
+def budget_of(settings: Settings, process: int, backend: Backend) -> int:
+    """The budget in bytes; 0 for none. A device with memory of its own always has one."""
+    if settings.device_memory > 0:
+        return settings.device_memory
+    if backend.shares_host:
+        return process + available_bytes() if settings.device_memory == AUTO else 0
+    free = backend.memory_free()
+    return process + free if free else 0
 
 
 def anonymous_bytes() -> int:
@@ -227,8 +305,8 @@ def anonymous_bytes() -> int:
     return _kibibytes("/proc/self/status", "RssAnon:")
 
 
-def _available_bytes() -> int:
-    """Memory that may be taken: what the system has, within the limit of the control group."""
+def available_bytes() -> int:
+    """Memory of the host that may be taken: what the system has, within its control group."""
     free = _kibibytes("/proc/meminfo", "MemAvailable:")
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):
@@ -251,10 +329,9 @@ def report(
     slabs: Sequence[Slab],
     residency: Residency,
     fixed: Fixed,
-    settings: Settings,
-    device: str,
+    about: tuple[str, str, int],
 ) -> dict[str, Any]:
-    """The contents of the file."""
+    """The contents of the file; ``about`` are device, way of weights and budget."""
     phases: dict[str, dict[str, Any]] = {}
     keys = ("slabs", "bytes", "resident_slabs", "resident_bytes", "streamed_slabs")
     for group in groups:
@@ -274,9 +351,7 @@ def report(
         row["mapped_bytes"] -= sum(sizes[entry] for entry in slab.entries)
     return {
         "version": 1,
-        "device": device,
-        "weights": settings.weights,
-        "budget_bytes": budget_of(settings, fixed.process),
+        **dict(zip(("device", "weights", "budget_bytes"), about, strict=True)),
         "phases": list(phases.values()),
         "slots": residency.slots,
         "slot_bytes": residency.slot_bytes,

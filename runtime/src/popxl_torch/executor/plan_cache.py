@@ -30,7 +30,9 @@ from popxl_torch.settings import Settings
 
 _LOG = logging.getLogger("popxl_torch")
 _FORMAT = "popxl-torch plan 1"
-_IRRELEVANT = frozenset({"device_memory", "weights", "prefetch", "memory_plan", "trace", "debug"})
+_IRRELEVANT = frozenset(
+    {"device_memory", "weights", "prefetch", "cuda_graphs", "memory_plan", "trace", "debug"}
+)
 _MOST_BYTES = 1 << 28
 
 DISK_FROM_S = 1.0

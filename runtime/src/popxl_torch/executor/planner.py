@@ -141,8 +141,11 @@ class Planner:
 
         return self._cache.get(("slabs",), lambda: find_slabs(self.functional), dump, load)
 
-    def activation_bytes(self, sources: Varying) -> int:
-        """Most bytes of intermediate values in a run of the main block, whatever way it takes."""
+    def activation_bytes(self, sources: Varying, shares_host: bool = True) -> int:
+        """Most bytes of intermediate values in a run of the main block, whatever way it takes.
+
+        ``shares_host``: whether the host's inputs are views of its memory.
+        """
 
         def build() -> int:
             join, fuse = self.settings.join_shards, self.settings.fuse
@@ -152,9 +155,10 @@ class Planner:
             except NotVectorisable:  # replicas run one by one
                 functional, _ = specialise(self.functional.only("main"), Varying(), join, fuse)
                 plan = lower(functional, functional.main)
-            return peak_bytes(plan, wide=self.settings.arithmetic == "fast")
+            wide = self.settings.arithmetic == "fast"
+            return peak_bytes(plan, wide, shares_host)
 
-        what = ("activations", self._dump_varying(sources))
+        what = ("activations", self._dump_varying(sources), shares_host)
         return self._cache.get(what, build, int, int)
 
     def _part(self, name: str, path: Path | None) -> Functional:

@@ -2,14 +2,16 @@
 
 An entry is a tensor, with a leading replica axis if replicas differ. Entries that no run stores to
 are views of the host's arrays, and a load hands them out as they are: in one memory a load is a
-view, unless their files are to be read instead (see executor/streaming.py). Entries of buffers that
-runs store to are copied on load and on store, except by ``update``, which writes a window of an
-entry in place (see passes/update_remote.py); ``owned`` are the entries whose memory is the store's
-alone.
+view, unless their files are to be read instead (see executor/streaming.py). For a device with
+memory of its own they are brought there in the same way; tables of which only rows are used may
+stay where they are. Entries of buffers that runs store to lie on the device. They are copied on
+load and on store, except by ``update``, which writes a window of an entry in place (see
+passes/update_remote.py); ``owned`` are the entries whose memory is the store's alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -24,20 +26,28 @@ class RemoteStore:
     """Contents of the remote buffers, by buffer and entry."""
 
     def __init__(self, backend: Backend, stored: Collection[Buffer], trace: Trace) -> None:
-        """``stored`` are the buffers that some op stores to."""
+        """``stored`` are the buffers that some op stores to.
+
+        What is planned for a device of its own (see executor/placement.py): ``resident`` are the
+        buffers that stay there as a whole, ``tables`` those of which rows are read on the host.
+        ``moves`` counts how often some entry of a buffer got another memory.
+        """
         self.backend = backend
         self.stored = stored
         self.trace = trace
         self.entries: dict[tuple[Buffer, int], Any] = {}
         self.owned: set[tuple[Buffer, int]] = set()
         self.streamer: Streamer | None = None
+        self.resident: frozenset[Buffer] = frozenset()
+        self.tables: frozenset[Buffer] = frozenset()
+        self.moves: Counter[Buffer] = Counter()
 
     def put(self, buffer: Buffer, entry: int, tensor: Any) -> bool:
         """Set an entry without copying; returns whether its memory is another one now."""
         self._check(buffer, entry)
         old = self.entries.get((buffer, entry))
+        self._set(buffer, entry, tensor)
         self.owned.discard((buffer, entry))
-        self.entries[buffer, entry] = tensor
         return old is None or not self.backend.same(old, tensor)
 
     def get(self, buffer: Buffer, entry: int) -> Any:
@@ -45,8 +55,14 @@ class RemoteStore:
         self._check(buffer, entry)
         found = self.entries.get((buffer, entry))
         if found is None:
-            found = self.entries[buffer, entry] = self.backend.remote_zeros(buffer.spec)
+            found = self.backend.remote_zeros(buffer.spec)
+            self._set(buffer, entry, found)
+            self.owned.add((buffer, entry))
         return found
+
+    def _set(self, buffer: Buffer, entry: int, tensor: Any) -> None:
+        self.entries[buffer, entry] = tensor
+        self.moves[buffer] += 1
 
     def varying_buffers(self) -> set[Buffer]:
         """Buffers of which some entry differs between replicas."""
@@ -68,18 +84,24 @@ class RemoteStore:
         return tensor
 
     def is_fixed(self, buffer: Buffer) -> bool:
-        """Whether no run changes the buffer and a load is a view of it."""
+        """Whether no run changes the buffer and a load is a view of what stays at its place."""
+        if not self.backend.shares_host:
+            return buffer in self.resident
         streamed = self.streamer is not None and buffer in self.streamer.buffers
-        return self.backend.shares_host and buffer not in self.stored and not streamed
+        return buffer not in self.stored and not streamed
 
     def view(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """As :meth:`load` of a fixed buffer, not counted."""
         kept = self.get(buffer, entry)
+        brought = None if self.streamer is None else self.streamer.load(buffer, entry)
+        kept = kept if brought is None else brought
         lacks_axis = varying and not self.backend.has_lead(kept, buffer.spec)
         return self.backend.expand(kept) if lacks_axis else kept
 
     def _loaded(self, kept: Any, buffer: Buffer) -> Any:
         """The device's tensor of a kept one; not the kept memory if that may be stored to."""
+        if buffer in self.tables:
+            return kept
         tensor = self.backend.fetch(kept)
         if buffer in self.stored and tensor is kept:
             return self.backend.stored(tensor, buffer.spec)
@@ -100,7 +122,7 @@ class RemoteStore:
     def store(self, buffer: Buffer, entry: int, tensor: Any) -> None:
         """Replace an entry by a copy of a value."""
         self._check(buffer, entry)
-        self.entries[buffer, entry] = self.backend.remote_copy(tensor, buffer.spec)
+        self._set(buffer, entry, self.backend.remote_copy(tensor, buffer.spec))
         self.owned.add((buffer, entry))
 
     def update(
@@ -119,7 +141,7 @@ class RemoteStore:
             # The host's array, or zeros that replicas share: take memory of our own once.
             kept = kept if lead or not varying else self.backend.expand(kept)
             kept = self.backend.remote_copy(kept, buffer.spec)
-            self.entries[buffer, entry] = kept
+            self._set(buffer, entry, kept)
             self.owned.add((buffer, entry))
         self.backend.remote_window(kept, axes, starts, window, int(varying))
         if self.trace.active:
@@ -128,12 +150,12 @@ class RemoteStore:
 
     def store_replica(self, buffer: Buffer, entry: int, tensor: Any, replica: int) -> None:
         """Replace one replica's value of an entry."""
-        old = self.get(buffer, entry)
+        old = self.backend.fetch(self.get(buffer, entry))
         lead = self.backend.has_lead(old, buffer.spec)
         count = self.backend.replicas
         parts = [self.backend.replica(old, r) if lead else old for r in range(count)]
         parts[replica] = self.backend.remote_copy(tensor, buffer.spec)
-        self.entries[buffer, entry] = self.backend.stack(parts)
+        self._set(buffer, entry, self.backend.stack(parts))
 
     def _check(self, buffer: Buffer, entry: int) -> None:
         if not 0 <= entry < buffer.entries:

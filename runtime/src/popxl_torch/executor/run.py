@@ -5,21 +5,27 @@ Errors keep their type and get a note naming op, graph and the user's line.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from popxl_torch.backends.base import Backend
 from popxl_torch.executor.emit import Emitter
 from popxl_torch.executor.memory import Memory
+from popxl_torch.kernels import host_kinds
+from popxl_torch.plan.recording import Device, record_parts
 from popxl_torch.plan.steps import Plan
 
+_LOG = logging.getLogger("popxl_torch")
 _FILE = "<plan>"
 
 
 class BoundPlan:
     """A plan that can be run any number of times."""
 
-    def __init__(self, plan: Plan, backend: Backend, memory: Memory) -> None:
+    def __init__(self, plan: Plan, backend: Backend, memory: Memory, records: bool = False) -> None:
+        """``records``: whether parts of it that need nothing of the host are recorded."""
         self.plan = plan
+        self.records = records
         self.backend = backend
         self.memory = memory
         self.num_steps = sum(1 for _ in plan.steps())
@@ -40,10 +46,19 @@ class BoundPlan:
 
     def bind(self) -> str:
         """Make the function; returns its source."""
-        emitter = Emitter(self.plan, self.backend, self.memory)
+        emitter = Emitter(self._with_parts(), self.backend, self.memory)
         exec(compile(emitter.source, _FILE, "exec"), emitter.names)
         self._run, self._notes = emitter.names["run"], emitter.notes
         return emitter.source
+
+    def _with_parts(self) -> Plan:
+        if not self.records:
+            return self.plan
+        remote, traced = self.memory.remote, self.memory.trace.active
+        plan, reasons = record_parts(self.plan, Device(remote.is_fixed, host_kinds(), traced))
+        for reason in reasons:
+            _LOG.debug("not recorded: %s", reason)
+        return plan
 
     def unbind(self) -> None:
         """Forget the function: the weights that it knows have changed."""

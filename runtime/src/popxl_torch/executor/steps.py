@@ -84,12 +84,8 @@ def _read_state(step: Step, backend: Backend, memory: Memory) -> Function:
 
 
 def _write_state(step: Step, backend: Backend, memory: Memory) -> Function:
-    states, state, spec = memory.states, step.attrs["state"], step.ins[0].spec
-
-    def run(tensor: Any) -> None:
-        states[state] = backend.stored(tensor, spec)
-
-    return run
+    state, spec = step.attrs["state"], step.ins[0].spec
+    return lambda tensor: memory.set_state(state, backend.stored(tensor, spec))
 
 
 _BINDERS: dict[str, Callable[[Step, Backend, Memory], Function]] = {

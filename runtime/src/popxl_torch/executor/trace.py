@@ -7,9 +7,9 @@ The trace file is JSON, rewritten after each run; figures are sums since the ses
                   "read_bytes": int, "stall_ms": float, "ms": float}]}
 
 ``runs`` of a region that consists of one loop are its iterations. ``loaded_bytes`` are bytes of
-remote memory addressed by loads, ``copied_bytes`` those of them that were copied, ``read_bytes``
-what was read from files for them (see executor/streaming.py) and ``stall_ms`` the part of ``ms``
-that was spent waiting for that. A plan's steps before the first scope and between scopes belong to
+remote memory addressed by loads, ``copied_bytes`` what was copied for them, ``read_bytes`` what was
+read from files for them (see executor/streaming.py) and ``stall_ms`` the part of ``ms`` that the
+host spent waiting for reads. A plan's steps before the first scope and between scopes belong to
 the region named "".
 """
 
@@ -73,9 +73,11 @@ class Trace:
         if copied:
             self.current.copied_bytes += loaded_bytes
 
-    def count_read(self, read_bytes: int, waited_s: float) -> None:
-        """What was read from files for the current region, and how long it waited for that."""
+    def count_brought(self, read_bytes: int, copied_bytes: int, waited_s: float) -> None:
+        """What was read from files and copied to the device for the current region, and how long
+        the host waited for that."""
         self.current.read_bytes += read_bytes
+        self.current.copied_bytes += copied_bytes
         self.current.stall_ms += waited_s * 1e3
 
     def finish(self) -> None:

@@ -22,7 +22,14 @@ from popxl_torch.kernels import (
     updates,
     views,
 )
-from popxl_torch.kernels.registry import KernelEntry, Site, kernel, kernel_entry, kernel_kinds
+from popxl_torch.kernels.registry import (
+    KernelEntry,
+    Site,
+    host_kinds,
+    kernel,
+    kernel_entry,
+    kernel_kinds,
+)
 
 __all__ = [
     "KernelEntry",
@@ -34,6 +41,7 @@ __all__ = [
     "float8",
     "fused",
     "gradients",
+    "host_kinds",
     "indexing",
     "joined",
     "kernel",

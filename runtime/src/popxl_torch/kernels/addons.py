@@ -15,7 +15,7 @@ def _cross_entropy_sharded(site: Site, lead: int) -> Callable[..., torch.Tensor]
     return lambda loss, *others: loss
 
 
-@kernel("Fp8MseScale", batched=False)
+@kernel("Fp8MseScale", batched=False, host=True)
 def _fp8_mse_scale(site: Site, lead: int) -> Callable[..., torch.Tensor]:
     """The scale whose summed error over a histogram of binary exponents is least."""
     attrs = site.attrs

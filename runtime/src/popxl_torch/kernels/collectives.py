@@ -46,7 +46,7 @@ def reduce_members(
     results: dict[int, torch.Tensor] = {}
     for members in groups:
         whole = len(members) == tensor.shape[0]
-        reduced = _REDUCTIONS[op](tensor if whole else tensor[list(members)])
+        reduced = _REDUCTIONS[op](tensor if whole else torch.stack([tensor[m] for m in members]))
         results.update(dict.fromkeys(members, reduced))
     return results
 

@@ -410,7 +410,7 @@ def _softmax_grad_direct(site: Site, lead: int) -> _Run:
 # -- resampling ---------------------------------------------------------------------------------
 
 
-@kernel("ResizeGrad")
+@kernel("ResizeGrad", host=True)
 def _resize_grad(site: Site, lead: int) -> _Run:
     """The transposed resizing, one axis after the other."""
     shape = site.attrs["shape"]
@@ -440,7 +440,7 @@ def _spread_taps(
     return result
 
 
-@kernel("RoiAlignGrad", batched=False)
+@kernel("RoiAlignGrad", batched=False, host=True)
 def _roi_align_grad(site: Site, lead: int) -> _Run:
     shape = site.attrs["shape"]
 

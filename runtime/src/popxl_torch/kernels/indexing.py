@@ -105,24 +105,89 @@ def gather(site: Site, lead: int) -> _Run:
             return _take_shards(t, indices, zero_oor)
         return each(t, indices)
 
-    return shards if lead else single
+    return _where_the_table_lies(shards if lead else single)
 
 
-def _window(t: torch.Tensor, index: torch.Tensor, site: Site) -> torch.Tensor:
-    """A view of ``t``: the window at ``index``, moved inside where it sticks out."""
-    starts = index.reshape(-1).tolist()
-    for start, axis, size in zip(starts, site.attrs["axes"], site.attrs["sizes"], strict=True):
-        axis -= len(site.outs[0].shape)  # from the end: the replica axis may be in front
+def _where_the_table_lies(run: _Run) -> _Run:
+    """``run`` on the host if the table is there: only the rows go to the device."""
+
+    def call(t: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        if t.is_cuda is indices.is_cuda:
+            return run(t, indices)
+        return run(t, indices.to(t.device)).to(indices.device)
+
+    return call
+
+
+def read_window(
+    t: torch.Tensor, axes: Sequence[int], sizes: Sequence[int], starts: torch.Tensor
+) -> torch.Tensor:
+    """A copy of the window at ``starts``, moved inside where it sticks out. Axes are counted from
+    the end."""
+    if not t.is_cuda:
+        return _window(t, axes, sizes, starts).clone()
+    for axis, positions in zip(axes, _positions(t, axes, sizes, starts), strict=True):
+        t = t.index_select(axis, positions)
+    return t
+
+
+def write_window(
+    t: torch.Tensor, axes: Sequence[int], starts: torch.Tensor, window: torch.Tensor
+) -> None:
+    """Replace the window at ``starts``, moved inside where it sticks out, in place.
+
+    Axes are counted from the end. ``window`` may lack axes of ``t`` in front.
+    """
+    shape, sizes = list(t.shape), [window.shape[axis] for axis in axes]
+    if not t.is_cuda:
+        _window(t, axes, sizes, starts).copy_(window)
+        return
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis] = size
+    window = window.to(t.dtype).expand(shape)
+    _put(t, list(zip(axes, _positions(t, axes, sizes, starts), strict=True)), window)
+
+
+def _window(
+    t: torch.Tensor, axes: Sequence[int], sizes: Sequence[int], starts: torch.Tensor
+) -> torch.Tensor:
+    for start, axis, size in zip(starts.reshape(-1).tolist(), axes, sizes, strict=True):
         t = t.narrow(axis, min(max(start, 0), t.shape[axis] - size), size)
     return t
+
+
+def _positions(
+    t: torch.Tensor, axes: Sequence[int], sizes: Sequence[int], starts: torch.Tensor
+) -> list[torch.Tensor]:
+    """Along each axis those of a window, found where ``starts`` lie: a GPU is not waited for."""
+    firsts = starts.reshape(-1).long().unbind()
+    return [
+        first.clamp(0, t.shape[axis] - size) + torch.arange(size, device=t.device)
+        for axis, size, first in zip(axes, sizes, firsts, strict=True)
+    ]
+
+
+def _put(t: torch.Tensor, places: Sequence[tuple[int, torch.Tensor]], window: torch.Tensor) -> None:
+    (axis, positions), *others = places
+    if others:
+        part = t.index_select(axis, positions)
+        _put(part, others, window)
+        window = part
+    t.index_copy_(axis, positions, window)
+
+
+def _axes(site: Site) -> list[int]:
+    """From the end: the replica axis may be in front."""
+    return [axis - len(site.outs[0].shape) for axis in site.attrs["axes"]]
 
 
 @kernel("DynamicSlice")
 def dynamic_slice(site: Site, lead: int) -> _Run:
     """The window of the first input at the second."""
+    axes, sizes = _axes(site), site.attrs["sizes"]
 
     def run(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return _window(t, index, site).clone()
+        return read_window(t, axes, sizes, index)
 
     each = per_replica(run)
 
@@ -135,10 +200,11 @@ def dynamic_slice(site: Site, lead: int) -> _Run:
 @kernel("DynamicUpdate")
 def dynamic_update(site: Site, lead: int) -> _Run:
     """A copy of the first input with its window at the second replaced by the third."""
+    axes = _axes(site)
 
     def run(t: torch.Tensor, index: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
         result = t.clone(memory_format=torch.contiguous_format)
-        _window(result, index, site).copy_(update)
+        write_window(result, axes, index, update)
         return result
 
     each = per_replica(run)

@@ -32,7 +32,7 @@ def format_tensor(x: torch.Tensor, attrs: Mapping[str, Any]) -> str:
     return text.translate(str.maketrans("[]", attrs["open_bracket"] + attrs["close_bracket"]))
 
 
-@kernel("PrintTensor", batched=False, raw=True)
+@kernel("PrintTensor", batched=False, raw=True, host=True)
 def _print(site: Site, lead: int) -> Callable[..., Any]:
     def run(x: torch.Tensor) -> torch.Tensor:
         if site.attrs["print_self"]:

@@ -116,7 +116,7 @@ def _topk(site: Site, lead: int) -> Callable[..., Any]:
     return run
 
 
-@kernel("Histogram", batched=False)
+@kernel("Histogram", batched=False, host=True)
 def _histogram(site: Site, lead: int) -> Callable[..., Any]:
     levels, absolute = site.attrs["levels"], site.attrs["absolute_of_input"]
 

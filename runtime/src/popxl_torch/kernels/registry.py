@@ -21,6 +21,9 @@ function of the others alone that gives the same bits, or None to leave it to th
 come as stored, as to a ``replicated`` kernel. What is known may be read and viewed, not copied:
 weights may be written between runs. In a loop it is called for each iteration.
 
+``host=True`` says that a kernel reads values of its inputs on the host, or brings values from
+there: on a GPU such a kernel cannot be recorded (see plan/recording.py).
+
 Storage: uint16 is held as int32, uint32 and uint64 as int64, float8 as uint8 codes.
 """
 
@@ -61,6 +64,7 @@ class KernelEntry:
     raw: bool = False
     replicated: bool = False
     prepare: Prepare | None = None
+    host: bool = False
 
 
 _TABLE: dict[str, KernelEntry] = {}
@@ -73,6 +77,7 @@ def kernel(
     raw: bool = False,
     replicated: bool = False,
     prepare: Prepare | None = None,
+    host: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Register a factory for op kinds; a kind may be registered once."""
 
@@ -80,7 +85,7 @@ def kernel(
         for kind in kinds:
             if kind in _TABLE:
                 raise ValueError(f"kernel {kind} is registered twice")
-            _TABLE[kind] = KernelEntry(factory, broadcast, batched, raw, replicated, prepare)
+            _TABLE[kind] = KernelEntry(factory, broadcast, batched, raw, replicated, prepare, host)
         return factory
 
     return register
@@ -89,6 +94,11 @@ def kernel(
 def kernel_entry(kind: str) -> KernelEntry:
     """The entry of ``kind``; KeyError if no family has it."""
     return _TABLE[kind]
+
+
+def host_kinds() -> frozenset[str]:
+    """Kinds whose kernels need the host in a run: they cannot be recorded."""
+    return frozenset(kind for kind, entry in _TABLE.items() if entry.host)
 
 
 def kernel_kinds() -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def _axis_resize(axis: int, taps: list[tuple[np.ndarray, np.ndarray]], nearest: 
     return run
 
 
-@kernel("Resize")
+@kernel("Resize", host=True)
 def interpolate(site: Site, lead: int) -> _Run:
     """Resizes the axes one after the other."""
     spec, attrs = site.ins[0], site.attrs
@@ -142,7 +142,7 @@ def region_matrices(
     return _bilinear_matrix(down, height).to(like), _bilinear_matrix(across, width).to(like)
 
 
-@kernel("RoiAlign", batched=False)
+@kernel("RoiAlign", batched=False, host=True)
 def roi_align(site: Site, lead: int) -> _Run:
     """Average of bilinear samples in each bin. Regions of less than one element count as one."""
 

@@ -10,9 +10,7 @@ from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
 from popxl_torch.plan.steps import Body, Operand, Plan, Step
 
-_VIEWS = frozenset(
-    {"Expand", "JoinColumns", "JoinRows", "RemoteLoad", "RemoteUpdate", "ReadState", "HostLoad"}
-)
+_VIEWS = frozenset({"Expand", "JoinColumns", "JoinRows", "RemoteLoad", "RemoteUpdate", "ReadState"})
 _ITEM_BYTES = {"bool": 1, "float8_143": 1, "float8_152": 1, "uint32": 8, "uint16": 4}
 
 
@@ -22,19 +20,22 @@ def spec_bytes(spec: Spec) -> int:
     return spec.nelms * (size if size is not None else np.dtype(spec.dtype).itemsize)
 
 
-def peak_bytes(plan: Plan, wide: bool = False) -> int:
+def peak_bytes(plan: Plan, wide: bool = False, shares_host: bool = True) -> int:
     """Most bytes of intermediate values live at once.
 
-    Loads and other views are not counted: on a CPU they address host memory. An upper bound: a
-    kernel that returns a view of its input is counted as if it had copied.
+    Loads of weights and other views are not counted: they address memory that is counted elsewhere.
+    An upper bound: a kernel that returns a view of its input is counted as if it had copied.
 
     Args:
         plan: the plan.
         wide: whether values of float16 are kept in float32 (fast arithmetic).
+        shares_host: whether the host's inputs are views of its memory.
     """
     known = frozenset(kinds())
 
     def is_view(step: Step) -> bool:
+        if step.kind == "HostLoad":
+            return shares_host
         return step.kind in _VIEWS or (
             step.kind in known and opdef(step.kind).moves_data and step.kind == "Reshape"
         )

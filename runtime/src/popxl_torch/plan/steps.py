@@ -15,6 +15,9 @@ import numpy as np
 
 from popxl_torch.ir.records import Spec
 
+LONGEST = 4096
+"""Iterations of a loop up to which it is known before a run what only depends on their number."""
+
 
 @dataclass(slots=True)
 class Operand:

@@ -32,8 +32,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch):
 def _read(path: Path, start: int = 0, end: int = SIZE) -> bytes:
     memory, reader = mmap.mmap(-1, 1 << 20), FileReader()
     try:
-        reader.open(path, end)
-        reader.read([(FileRange(path, start, end), memoryview(memory))]).wait()
+        reader.open(FileRange(path, start, end))
+        reader.read_into(memoryview(memory), [FileRange(path, start, end)]).wait()
     finally:
         reader.close()
     return memory[: end - start]
@@ -75,10 +75,10 @@ def test_a_filesystem_that_cannot_read_directly_is_read_otherwise(
 
 def test_a_removed_or_replaced_file_is_read_as_it_was(path: Path):
     data, memory, reader = path.read_bytes(), mmap.mmap(-1, 1 << 20), FileReader()
-    reader.open(path, SIZE)
+    reader.open(FileRange(path, 0, SIZE))
     path.unlink()
     path.write_bytes(b"x" * SIZE)
-    reader.read([(FileRange(path, 0, SIZE), memoryview(memory))]).wait()
+    reader.read_into(memoryview(memory), [FileRange(path, 0, SIZE)]).wait()
     reader.close()
     assert memory[:SIZE] == data
 
@@ -99,10 +99,10 @@ def test_errors_name_the_file(path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_file_that_is_cut_while_it_is_open_is_an_error(path: Path):
     memory, reader = mmap.mmap(-1, 1 << 20), FileReader()
-    reader.open(path, SIZE)
+    reader.open(FileRange(path, 0, SIZE))
     os.truncate(path, 5000)
     with pytest.raises(OSError, match=r"shorter.*weights\.bin"):
-        reader.read([(FileRange(path, 0, SIZE), memoryview(memory))]).wait()
+        reader.read_into(memoryview(memory), [FileRange(path, 0, SIZE)]).wait()
     reader.close()
 
 
