@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import generation_parts, table
+from benchmarks import generation_parts, gpu, table
 from benchmarks.generation_full import one_after_another
 from benchmarks.generation_peers import AVX2_ONLY, ENGINES, Setup, beside_peers, in_bfloat16
 
@@ -48,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="see gpu.py")
     parser.add_argument("--short", action="store_true", help="fewer rounds, tokens and batches")
     parser.add_argument("--rounds", type=int, help="turns of each engine")
     parser.add_argument("--tokens", type=int, help="new tokens of a run")
@@ -87,6 +88,9 @@ def setup_of(options: argparse.Namespace) -> Setup:
 def main() -> None:
     """Measures and prints; see --help."""
     options = parse()
+    if options.device == "cuda":
+        gpu.run(["resident"], options, "bench_generation")
+        return
     setup = setup_of(options)
     if setup.avx2:  # before the first product here, and for all workers
         os.environ.update(AVX2_ONLY)

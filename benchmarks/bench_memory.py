@@ -21,7 +21,7 @@ from tempfile import NamedTemporaryFile
 
 import torch
 
-from benchmarks import record, table
+from benchmarks import gpu, record, table
 from benchmarks.bench_generation import CACHE
 from benchmarks.disk import direct_read_gb_per_s
 from benchmarks.engine_memory import PLAN_VARIABLE, Steps
@@ -250,6 +250,7 @@ def parse() -> tuple[Setup, argparse.Namespace]:
     parser.add_argument("--tokens", type=int, default=8, help="decode steps of a turn")
     parser.add_argument("--budgets", type=int, nargs="+", default=[2, 4, 8, 16], help="in GiB")
     parser.add_argument("--storage", nargs="+", choices=STORAGE, default=list(STORAGE))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="see gpu.py")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, default=CACHE.with_name("memory"))
     parser.add_argument("--keep", action="store_true", help="leave the model folders there")
@@ -270,6 +271,9 @@ def parse() -> tuple[Setup, argparse.Namespace]:
 def main() -> None:
     """Measures and prints; see --help."""
     setup, options = parse()
+    if options.device == "cuda":
+        gpu.run([name for name in gpu.PARTS if name != "resident"], options, "bench_memory")
+        return
     torch.set_num_threads(setup.threads)
     try:
         for part in options.parts:

@@ -42,11 +42,14 @@ def test_a_gpu_is_not_asked_where_windows_and_rows_are() -> None:
 
 
 def test_rows_of_a_table_on_the_host_are_gathered_there() -> None:
-    specs = [Spec((10, 4), "float16"), Spec((3,), "int32")]
+    # More than are looked at one by one.
+    specs = [Spec((10, 4), "float16"), Spec((100,), "int32")]
     attrs = {"axis": 0, "zero_oor": True, "group_size": 1}
-    run = kernel_entry("Gather").factory(Site("Gather", attrs, specs, [Spec((3, 4), "float16")]), 0)
+    run = kernel_entry("Gather").factory(
+        Site("Gather", attrs, specs, [Spec((100, 4), "float16")]), 0
+    )
     with FakeTensorMode():
         table = torch.empty(10, 4, dtype=torch.float16)
-        rows = run(table, torch.empty(3, dtype=torch.int32, device="cuda:0"))
+        rows = run(table, torch.empty(100, dtype=torch.int32, device="cuda:0"))
     assert rows.is_cuda
-    assert rows.shape == (3, 4)
+    assert rows.shape == (100, 4)
