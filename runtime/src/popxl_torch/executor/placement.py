@@ -133,8 +133,9 @@ class Placer:
     ) -> tuple[list[Slab], Residency]:
         """The slabs that are brought, and which of them stay. Tables do if there is room for all;
         else their rows are read on the host."""
-        fixed = self._fixed(varying)
-        budget = budget_of(self.settings, fixed.process, self._backend)
+        used = self._backend.memory_used() if self._own_memory else anonymous_bytes()
+        fixed = self._fixed(varying, used)
+        budget = budget_of(self.settings, used, self._backend)
         whole = fixed.total + sum(slab.num_bytes for slab in (*slabs, *tables))
         chosen = slabs if budget and whole > budget else [*slabs, *tables]
         residency = plan(chosen, fixed, budget, self.settings.prefetch)
@@ -149,14 +150,16 @@ class Placer:
             write_report(self.settings.memory_plan, content)
         return chosen, residency
 
-    def _fixed(self, varying: Varying) -> Fixed:
+    def _fixed(self, varying: Varying, used: int) -> Fixed:
         activations = self.planner.activation_bytes(varying, not self._own_memory)
         stored = stored_bytes(self.remote.stored, self._backend.replicas)
         if not self._own_memory:
-            return Fixed(anonymous_bytes(), activations, stored, SCRATCH_BYTES)
+            return Fixed(used, activations, stored, SCRATCH_BYTES)
         if self.settings.cuda_graphs:
             activations *= 2
-        return Fixed(self._backend.memory_used(), activations, stored, DEVICE_SCRATCH_BYTES)
+        # Stored buffers may be there from before.
+        kept = sum(self._backend.nbytes(self.remote.get(*entry)) for entry in self.remote.owned)
+        return Fixed(max(used - kept, 0), activations, stored, DEVICE_SCRATCH_BYTES)
 
     def _slot_maker(self, slabs: list[HostSlab], residency: Residency) -> SlotMaker:
         if not self._own_memory:
@@ -290,14 +293,17 @@ def plan(slabs: Sequence[Slab], fixed: Fixed, budget: int, prefetch: int) -> Res
         raise OutOfMemoryException(str(error)) from None
 
 
-def budget_of(settings: Settings, process: int, backend: Backend) -> int:
-    """The budget in bytes; 0 for none. A device with memory of its own always has one."""
+def budget_of(settings: Settings, used: int, backend: Backend) -> int:
+    """The budget in bytes; 0 for none. A device with memory of its own always has one.
+
+    ``used`` is what the process has of the device's memory.
+    """
     if settings.device_memory > 0:
         return settings.device_memory
     if backend.shares_host:
-        return process + available_bytes() if settings.device_memory == AUTO else 0
+        return used + available_bytes() if settings.device_memory == AUTO else 0
     free = backend.memory_free()
-    return process + free if free else 0
+    return used + free if free else 0
 
 
 def anonymous_bytes() -> int:
