@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from popxl_torch.executor import engine
-from popxl_torch.kernels import attention, linalg, rotary
 
 from execution.runs import runs_of
-from runtime.tests.popxl_torch.stand_in_devices import Rehearsal
+from runtime.tests.popxl_torch.stand_in_devices import rehearse
 from tests.small_configs import small_config
 from tests.small_sessions import SIZES, open_session, pictures
 
@@ -19,15 +17,7 @@ PROMPT = [5, 17, 3, 60, 8]
 def test_decode_steps_are_recorded_and_need_nothing_of_the_host(
     tensor_parallel: int, precision: str, monkeypatch: pytest.MonkeyPatch, rng
 ) -> None:
-    for module in (attention, linalg, rotary):  # C++ has no use for tensors without contents
-        monkeypatch.setattr(module, "native", lambda: None)
-    made: list[Rehearsal] = []
-
-    def make(settings, replicas: int) -> Rehearsal:
-        made.append(Rehearsal(settings, replicas))
-        return made[-1]
-
-    monkeypatch.setattr(engine, "make_backend", make)
+    made = rehearse(monkeypatch)
     config = small_config(tensor_parallel=tensor_parallel, precision=precision, **SIZES)
     with open_session(config, "cached") as session:
         runs = runs_of(session, config, pad_id=0)

@@ -16,11 +16,14 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from popxl_torch.backends.cuda_graph import WARM_UP, Recorded
 from popxl_torch.backends.cuda_link import leased
 from popxl_torch.backends.torch_backend import TorchBackend
+from popxl_torch.executor import engine
 from popxl_torch.executor.trace import Trace
+from popxl_torch.kernels import attention, linalg, rotary
 from popxl_torch.settings import Settings
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -176,6 +179,20 @@ class Rehearsal(OwnMemory):
                 memory.states.update(states)
         assert all(result.is_cuda for result in results)
         self.rehearsed.append(ops.count)
+
+
+def rehearse(monkeypatch: pytest.MonkeyPatch) -> list[Rehearsal]:
+    """A list of the backends of all sessions from now on."""
+    made: list[Rehearsal] = []
+
+    def make(settings: Settings, replicas: int) -> Rehearsal:
+        made.append(Rehearsal(settings, replicas))
+        return made[-1]
+
+    monkeypatch.setattr(engine, "make_backend", make)
+    for module in (attention, linalg, rotary):  # C++ has no use for tensors without contents
+        monkeypatch.setattr(module, "native", lambda: None)
+    return made
 
 
 class _Indexing(TorchFunctionMode):
