@@ -378,13 +378,14 @@ class Streamer:
     def _look_ahead(self, slab: HostSlab) -> None:
         """Begin to bring what comes next, as far as there are slots for it."""
         wanted = self._next(slab, max(self._planned_slots, 1))
-        for following in wanted:
+        for number, following in enumerate(wanted):
             if self._find(following) is not None:
                 continue
             if following in self._resident:
                 slot: Slot | None = self._slot_for(following)
             else:
-                slot = self._free_slot(wanted)
+                # What is needed later makes room for what is needed sooner.
+                slot = self._free_slot(wanted) or self._free_slot(wanted[:number])
             if slot is None:
                 return
             slot.bring(following)
