@@ -10,7 +10,6 @@
 // Rows of w may be any distance apart, so that shards of a mapped file are read where they are. A
 // plain C interface, called through ctypes; nothing here allocates. Threads are as in gemm.cpp.
 
-#include <cmath>
 #include <cstring>
 
 #include "parallel.h"
@@ -27,7 +26,10 @@ using std::uint8_t;
 
 constexpr int64_t GROUP = 32;     // elements that share a scale
 constexpr int64_t MOST_ROWS = 6;  // rows of x per pass over a piece of w
-constexpr int64_t PIECE = 24;     // rows of w per task
+constexpr int64_t PIECE = 24;     // rows of w at a time
+
+constexpr int64_t CODES_AHEAD = 8192;  // bytes of w of int4 between a prefetch and its use
+constexpr int64_t TASK_SIZE = 1 << 18;  // elements of w that a thread reads on end
 
 struct Rows8 {
   int64_t m, n, k;
@@ -55,39 +57,22 @@ struct Rows4 {
   Team team;
 };
 
-// Rows of x in groups of at most MOST_ROWS, over tasks of PIECE rows of w that stay in a cache.
+// Rows of x in groups of at most MOST_ROWS, over pieces of w that stay in a cache.
 template <class Problem, class Function>
 void by_pieces(const Problem& p, const Function* by_rows) {
   const int64_t groups = parts(p.m, MOST_ROWS);
-  parallel(p.team, parts(p.n, PIECE), [&](int64_t task, int64_t) {
-    const int64_t column = task * PIECE, end = least(p.n, column + PIECE);
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t row = g * p.m / groups, rows = (g + 1) * p.m / groups - row;
-      by_rows[rows - 1](p, row, column, end);
+  const int64_t width = least(TASK_SIZE / most(p.k, 1), parts(p.n, 4 * p.team.threads));
+  const int64_t pieces = most(width / PIECE, 1), all_pieces = parts(p.n, PIECE);
+  parallel(p.team, parts(all_pieces, pieces), [&](int64_t task, int64_t) {
+    const int64_t last = least(all_pieces, (task + 1) * pieces);
+    for (int64_t piece = task * pieces; piece < last; ++piece) {
+      const int64_t column = piece * PIECE, end = least(p.n, column + PIECE);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t row = g * p.m / groups, rows = (g + 1) * p.m / groups - row;
+        by_rows[rows - 1](p, row, column, end);
+      }
     }
   });
-}
-
-// x (m, k) to int8 with a scale for each group.
-void round_rows(int64_t m, int64_t k, const float* x, int64_t x_row, int8_t* out, float* scale,
-                float* shift) {
-  for (int64_t r = 0; r < m; ++r)
-    for (int64_t g = 0; g < k / GROUP; ++g) {
-      const float* from = x + r * x_row + g * GROUP;
-      int8_t* to = out + r * k + g * GROUP;
-      float largest = 0;
-      for (int i = 0; i < GROUP; ++i) largest = std::fmax(largest, std::fabs(from[i]));
-      const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-      int sum = 0;
-      for (int i = 0; i < GROUP; ++i) {
-        const int code = static_cast<int>(std::nearbyint(from[i] * inverse));
-        to[i] = static_cast<int8_t>(code);
-        sum += code;
-      }
-      const float s = largest / 127.0f;
-      scale[r * (k / GROUP) + g] = s;
-      shift[r * (k / GROUP) + g] = 8.0f * s * static_cast<float>(sum);
-    }
 }
 
 #ifdef POPXL_X86
@@ -111,8 +96,17 @@ POPXL_SIMD float total8(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 POPXL_SIMD float total(Vector v) { return total8(v); }
-POPXL_SIMD __m256i dot_bytes(__m256i codes, __m256i x) {
-  return _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1));
+constexpr int VECTOR_GROUPS = 1;
+using Codes = __m256i;
+POPXL_SIMD Codes load_nibbles(const uint8_t* p);
+POPXL_SIMD Codes load_groups(const uint8_t* p, int64_t) { return load_nibbles(p); }
+POPXL_SIMD Codes load_bytes(const int8_t* p, int64_t) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+POPXL_SIMD Vector each_group(const float* p) { return _mm256_broadcast_ss(p); }
+POPXL_SIMD Vector dot_bytes(Codes codes, Codes x) {
+  const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+  return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #include "quantised_loops.h"
 #undef POPXL_SIMD
@@ -141,8 +135,27 @@ POPXL_SIMD float total8(__m256 v) {
 POPXL_SIMD float total(Vector v) {
   return total8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
 }
-POPXL_SIMD __m256i dot_bytes(__m256i codes, __m256i x) {
-  return _mm256_dpbusd_epi32(_mm256_setzero_si256(), codes, x);
+constexpr int VECTOR_GROUPS = 2;
+using Codes = __m512i;
+// The codes of two groups, each plus 8, in the order of the elements; if there is one only, zeros.
+POPXL_SIMD Codes load_groups(const uint8_t* p, int64_t count) {
+  const __m256i both = count > 1 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                 : _mm256_maskz_loadu_epi64(3, p);
+  const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3),
+                                                 _mm512_castsi256_si512(both));
+  const __m512i shift = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+  return _mm512_and_si512(_mm512_srlv_epi64(twice, shift), _mm512_set1_epi8(15));
+}
+POPXL_SIMD Codes load_bytes(const int8_t* p, int64_t count) {
+  return count > 1 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi64(15, p);
+}
+POPXL_SIMD Vector each_group(const float* p) {
+  const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const __m128 two = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p)));
+  return _mm512_permutexvar_ps(first, _mm512_castps128_ps512(two));
+}
+POPXL_SIMD Vector dot_bytes(Codes codes, Codes x) {
+  return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x));
 }
 #include "quantised_loops.h"
 #undef POPXL_SIMD
@@ -152,6 +165,8 @@ POPXL_SIMD __m256i dot_bytes(__m256i codes, __m256i x) {
 #endif  // POPXL_X86
 
 struct Set {
+  void (*round_rows)(int64_t m, int64_t k, const float* x, int64_t x_row, int8_t* out, float* scale,
+                     float* shift);
   void (*dot8)(const Rows8&);
   void (*dot4)(const Rows4&);
   void (*widen8)(int64_t n, int64_t k, const int8_t* codes, int64_t codes_row, const float* scales,
@@ -162,8 +177,8 @@ struct Set {
 
 #ifdef POPXL_X86
 
-const Set AVX512{avx512::dot8, avx512::dot4, avx512::widen8, avx512::widen4};
-const Set AVX2{avx2::dot8, avx2::dot4, avx2::widen8, avx2::widen4};
+const Set AVX512{avx512::round_rows, avx512::dot8, avx512::dot4, avx512::widen8, avx512::widen4};
+const Set AVX2{avx2::round_rows, avx2::dot8, avx2::dot4, avx2::widen8, avx2::widen4};
 
 // By the numbers of gemm.cpp. Its AVX-512 lacks one extension that is used here.
 const Set& set_of(int i) {
@@ -203,7 +218,7 @@ POPXL_EXPORT void popxl_native_dot4(int set, int64_t m, int64_t n, int64_t k, co
   auto* rounded = static_cast<int8_t*>(scratch);
   auto* x_scale = reinterpret_cast<float*>(rounded + m * k);
   float* x_shift = x_scale + m * (k / GROUP);
-  round_rows(m, k, x, x_row, rounded, x_scale, x_shift);
+  set_of(set).round_rows(m, k, x, x_row, rounded, x_scale, x_shift);
   set_of(set).dot4(Rows4{m, n, k, rounded, x_scale, x_shift, codes, codes_row, scales, scales_row, y,
                        y_row, {threads, fork}});
 }

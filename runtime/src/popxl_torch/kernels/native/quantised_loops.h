@@ -96,16 +96,40 @@ POPXL_SIMD __m256 load_left(const float* p, int64_t left) {
   return _mm256_load_ps(end);
 }
 
+// Adds to the sums of R rows of x with C rows of w those of the groups of one vector, which begin
+// at `group`; `count` of them are there.
+template <int R, int C>
+POPXL_SIMD void dot4_groups(const Rows4& p, const int8_t* x, const uint8_t* w, int64_t group,
+                            int64_t count, const float (*scale)[C][8], Vector (*sum)[C]) {
+  Codes codes[C];
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) {
+    const uint8_t* at = w + c * p.codes_row + group * (GROUP / 2);
+    codes[c] = load_groups(at, count);
+    __builtin_prefetch(at + CODES_AHEAD, 0, 2);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Codes v = load_bytes(x + r * p.k + group * GROUP, count);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c)
+      sum[r][c] = multiply_add(dot_bytes(codes[c], v), each_group(scale[r][c] + group % 8),
+                               sum[r][c]);
+  }
+}
+
 // R rows of x with C rows of w, eight groups at a time: their scales are multiplied together.
 template <int R, int C>
 POPXL_ENTRY void dot4_block(const Rows4& p, int64_t row, int64_t column) {
   const int64_t groups = p.k / GROUP;
   const uint8_t* w = p.codes + column * p.codes_row;
-  __m256 sum[R][C], shift[R][C];
+  const int8_t* x = p.x + row * p.k;
+  Vector sum[R][C];
+  __m256 shift[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sum[r][c] = shift[r][c] = _mm256_setzero_ps();
+    for (int c = 0; c < C; ++c) sum[r][c] = zero(), shift[r][c] = _mm256_setzero_ps();
   for (int64_t first = 0; first < groups; first += 8) {
     const int64_t left = groups - first;
     alignas(32) float scale[R][C][8];
@@ -119,33 +143,23 @@ POPXL_ENTRY void dot4_block(const Rows4& p, int64_t row, int64_t column) {
         shift[r][c] = _mm256_fmadd_ps(own, load_left(p.x_shift + at, left), shift[r][c]);
       }
     }
-    for (int g = 0; g < least(left, 8); ++g) {
-      __m256i codes[C];
+    if (left >= 8) {
 #pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) {
-        const uint8_t* at = w + c * p.codes_row + (first + g) * (GROUP / 2);
-        codes[c] = load_nibbles(at);
-        __builtin_prefetch(at + C * p.codes_row, 0, 2);
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const int8_t* x = p.x + (row + r) * p.k + (first + g) * GROUP;
-        const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c)
-          sum[r][c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot_bytes(codes[c], v)),
-                                      _mm256_broadcast_ss(&scale[r][c][g]), sum[r][c]);
-      }
+      for (int g = 0; g < 8; g += VECTOR_GROUPS)
+        dot4_groups<R, C>(p, x, w, first + g, VECTOR_GROUPS, scale, sum);
+    } else {
+      for (int64_t g = 0; g < left; g += VECTOR_GROUPS)
+        dot4_groups<R, C>(p, x, w, first + g, left - g, scale, sum);
     }
   }
   for (int c = 0; c < C; ++c)
     for (int r = 0; r < R; ++r)
-      p.y[(row + r) * p.y_row + column + c] = total8(_mm256_sub_ps(sum[r][c], shift[r][c]));
+      p.y[(row + r) * p.y_row + column + c] = total(sum[r][c]) - total8(shift[r][c]);
 }
 
 template <int R>
 POPXL_ENTRY void dot4_rows(const Rows4& p, int64_t row, int64_t column, int64_t end) {
-  constexpr int C = R == 1 ? 4 : 2;
+  constexpr int C = R == 1 ? 1 : 2;  // one row waits for w, which is read fastest from end to end
   for (; column + C <= end; column += C) dot4_block<R, C>(p, row, column);
   for (; column < end; ++column) dot4_block<R, 1>(p, row, column);
 }
@@ -155,6 +169,45 @@ void dot4(const Rows4& p) {
   static constexpr Function BY_ROWS[MOST_ROWS] = {dot4_rows<1>, dot4_rows<2>, dot4_rows<3>,
                                                   dot4_rows<4>, dot4_rows<5>, dot4_rows<6>};
   by_pieces(p, BY_ROWS);
+}
+
+// A group of x to int8; its scale.
+POPXL_SIMD float round_group(const float* from, int8_t* to, int* sum) {
+  __m256 v[4], largest = _mm256_setzero_ps();
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_loadu_ps(from + 8 * i);
+    largest = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), largest);
+  }
+  __m128 most = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+  const float size = _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+  const __m256 inverse = _mm256_set1_ps(size > 0 ? 127.0f / size : 0.0f);
+  __m256i code[4], all = _mm256_setzero_si256();
+  for (int i = 0; i < 4; ++i) {
+    code[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    all = _mm256_add_epi32(all, code[i]);
+  }
+  // Packing mixes the halves of registers.
+  const __m256i pairs = _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]),
+                                           _mm256_packs_epi32(code[2], code[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(pairs, order));
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  *sum = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  return size / 127.0f;
+}
+
+// x (m, k) to int8 with a scale for each group.
+POPXL_ENTRY void round_rows(int64_t m, int64_t k, const float* x, int64_t x_row, int8_t* out,
+                            float* scale, float* shift) {
+  for (int64_t r = 0; r < m; ++r)
+    for (int64_t g = 0; g < k / GROUP; ++g, ++scale, ++shift) {
+      int sum;
+      *scale = round_group(x + r * x_row + g * GROUP, out + r * k + g * GROUP, &sum);
+      *shift = 8.0f * *scale * static_cast<float>(sum);
+    }
 }
 
 // ---- as float16 -----------------------------------------------------------------------------
