@@ -29,6 +29,7 @@ from execution.sessions import OneSession, Sessions
 from modelling.mapping import model_weights
 from utils.checkpoint import open_checkpoint
 from utils.checkpoint_sources import RELEASE_PRESET, checkpoint_of
+from utils.collector import paused_collector
 from utils.errors import UserError
 from utils.files import made_folder
 from utils.images import ImageInput
@@ -188,8 +189,9 @@ class Magma:
             device_memory=check_budget(device_memory),
             weights=check_weights(weights),
         )
-        tensors = open_checkpoint(checkpoint, config)
-        tokenizer = tokenizer_for(checkpoint, config.transformer.embedding.real_vocab_size)
+        with paused_collector():
+            tensors = open_checkpoint(checkpoint, config)
+            tokenizer = tokenizer_for(checkpoint, config.transformer.embedding.real_vocab_size)
         sessions = Sessions(
             config,
             model_weights(config, tensors),

@@ -18,6 +18,7 @@ from execution.program import build_program
 from execution.report import memory_table
 from execution.runs import MagmaSession, Runs, runs_of
 from execution.weights import load_weights
+from utils.collector import paused_collector
 from utils.errors import UserError
 
 SCHEMES = {"cached": build_cached_program, "recompute": build_program}
@@ -174,8 +175,9 @@ class Sessions:
         if self._trace is not None:
             trace, plan = (self._trace / f"{name}_{batch}.json" for name in ("batch", "memory"))
             engine = replace(engine, trace=trace, memory_plan=plan)
-        session = build_session(config, self._scheme, engine)
-        load_weights(session, self._weights)
+        with paused_collector():
+            session = build_session(config, self._scheme, engine)
+            load_weights(session, self._weights)
         with memory_and_files():
             session.__enter__()
         return OpenSession(session, config, runs_of(session, config, self._pad_id))
