@@ -19,7 +19,8 @@ NATIVE := $(wildcard runtime/src/popxl_torch/kernels/native/*.cpp runtime/src/po
 BENCHES := benchmarks.bench_plan_overhead benchmarks.bench_tensor_parallel \
 	runtime.benchmarks.bench_kernels runtime.benchmarks.bench_attention \
 	runtime.benchmarks.bench_quantised
-LONG_BENCHES := benchmarks.bench_first_token benchmarks.bench_generation benchmarks.bench_memory
+LONG_BENCHES := benchmarks.bench_first_token benchmarks.bench_generation benchmarks.bench_memory \
+	benchmarks.bench_start_up
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -62,6 +63,7 @@ fmt: $(STAMP)
 bench: $(STAMP)
 	@set -e; for bench in $(BENCHES) $(if $(LONG),$(LONG_BENCHES)); do $(PY) -m $$bench; done
 	$(PY) -m benchmarks.table
+	$(PY) -m benchmarks.plot_memory
 
 coverage: $(STAMP)
 	$(PY) docs/make_coverage.py

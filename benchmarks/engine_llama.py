@@ -7,6 +7,7 @@ weights is timed; what it says is not looked at.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,54 @@ RANDOM_VALUES = 1 << 22
 SPREAD = 0.02
 
 
-def write_gguf(path: Path, config: MagmaConfig, packages: Path | None) -> None:
-    """Writes a model file of a configuration's sizes in float16.
+def write_gguf(
+    path: Path, config: MagmaConfig, packages: Path | None, storage: str = "F16"
+) -> None:
+    """Writes a model file of a configuration's sizes.
 
     Args:
         path: The file.
         config: Sizes.
         packages: Folder with the packages, if they are not installed.
+        storage: Of all matrices, word embedding and head included: "F16", "Q8_0" or "Q4_0".
     """
-    _import_from(packages)
+    import_from(packages)
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "phi2")
+    _describe(writer, config, gguf.LlamaFileType[f"MOSTLY_{storage}"])
+    kind = gguf.GGMLQuantizationType[storage]
+    random = np.random.default_rng(0).standard_normal((1, RANDOM_VALUES), np.float32) * SPREAD
+    stored = gguf.quants.quantize(random, kind)
+
+    def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], shape[-1] * stored.size // RANDOM_VALUES)
+
+    shapes = _shapes(config)
+    for name, shape in shapes.items():
+        if len(shape) == 2:
+            of_stored = stored_shape(shape)
+            size = math.prod(of_stored) * stored.itemsize
+            writer.add_tensor_info(name, of_stored, stored.dtype, size, raw_dtype=kind)
+        else:
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), 4 * shape[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, shape in shapes.items():
+        if len(shape) == 2:
+            writer.write_tensor_data(np.resize(stored, stored_shape(shape)))
+        else:
+            value = 1.0 if name.endswith("norm.weight") else 0.0
+            writer.write_tensor_data(np.full(shape, value, np.float32))
+    writer.close()
+
+
+def _describe(writer: Any, config: MagmaConfig, file_type: int) -> None:
+    """Writes everything but tensors."""
     import gguf
 
     lm = config.transformer
-    writer = gguf.GGUFWriter(path, "phi2")
     writer.add_context_length(POSITIONS)
     writer.add_embedding_length(lm.hidden_size)
     writer.add_feed_forward_length(lm.inner_size)
@@ -42,7 +78,7 @@ def write_gguf(path: Path, config: MagmaConfig, packages: Path | None) -> None:
     writer.add_head_count_kv(lm.attention.heads)
     writer.add_layer_norm_eps(1e-5)
     writer.add_rope_dimension_count(lm.attention.rotary_dim)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(file_type)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"<{i}>" for i in range(lm.embedding.vocab_size)])
@@ -50,22 +86,6 @@ def write_gguf(path: Path, config: MagmaConfig, packages: Path | None) -> None:
     writer.add_token_merges(["< 0"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
-    shapes = _shapes(config)
-    types = {2: np.dtype(np.float16), 1: np.dtype(np.float32)}
-    for name, shape in shapes.items():
-        dtype = types[len(shape)]
-        writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    random = (np.random.default_rng(0).standard_normal(RANDOM_VALUES) * SPREAD).astype(np.float16)
-    for name, shape in shapes.items():
-        if len(shape) == 2:
-            writer.write_tensor_data(np.resize(random, shape))
-        else:
-            value = 1.0 if name.endswith("norm.weight") else 0.0
-            writer.write_tensor_data(np.full(shape, value, np.float32))
-    writer.close()
 
 
 def _shapes(config: MagmaConfig) -> dict[str, tuple[int, ...]]:
@@ -90,23 +110,32 @@ def _shapes(config: MagmaConfig) -> dict[str, tuple[int, ...]]:
 class Llama:
     """See :class:`benchmarks.engines.Engine`; one sequence, no :meth:`more`, times as it says."""
 
-    def __init__(self, path: Path, config: MagmaConfig, threads: int, packages: Path | None):
-        """Maps a model file.
+    def __init__(
+        self,
+        path: Path,
+        config: MagmaConfig,
+        threads: int,
+        packages: Path | None,
+        positions: int = POSITIONS,
+    ) -> None:
+        """Maps a model file; what is not needed for that is not read.
 
         Args:
             path: Written by :func:`write_gguf`.
             config: Sizes.
             threads: To compute with.
             packages: As for :func:`write_gguf`.
+            positions: For which there is memory.
         """
-        _import_from(packages)
+        import_from(packages)
         import xllamacpp
 
         self._image_tokens = config.image_tokens
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
-        params.n_ctx = POSITIONS
+        params.n_ctx = positions
         params.n_parallel = 1
+        params.warmup = False
         params.n_gpu_layers = 0
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
@@ -139,7 +168,8 @@ class Llama:
         return Times(prefill_s, 0.0, prefill_s, [step_s] * (new_tokens - 1))
 
 
-def _import_from(packages: Path | None) -> None:
+def import_from(packages: Path | None) -> None:
+    """Lets packages of a folder be imported."""
     # Behind all others, so that nothing there replaces what is installed.
     if packages is not None and str(packages) not in sys.path:
         sys.path.append(str(packages))

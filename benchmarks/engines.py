@@ -131,15 +131,17 @@ class SliceWeights(Mapping[str, np.ndarray]):
         self._file = open_checkpoint(path, written_for)
         self._random = RandomTensors(config, dtype=str(config.transformer.precision))
         self._own_encoder = config.visual.width == written_for.visual.width
-        # A model folder has names of its own.
-        self._names = list(self._file if self._own_encoder else self._random)
+        self._names = [name for name in self._file if not self._drawn(name)]
+        self._names += [name for name in self._random if self._drawn(name)]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        drawn = name.startswith("image_prefix.") and not self._own_encoder
-        return self._random[name] if drawn else self._file[name]
+        return self._random[name] if self._drawn(name) else self._file[name]
+
+    def _drawn(self, name: str) -> bool:
+        return name.startswith("image_prefix.") and not self._own_encoder
 
     def __contains__(self, name: object) -> bool:
-        return name in self._random or name in self._file
+        return name in (self._random if self._drawn(str(name)) else self._file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Iterable
@@ -38,7 +37,7 @@ from benchmarks.workers import Worker
 from config.config import MagmaConfig
 
 if TYPE_CHECKING:
-    from benchmarks.bench_memory import Setup
+    from benchmarks.memory_setup import Setup
 
 NOT_MEASURED = "not measured: no CUDA device"
 DEVICE = "cuda"
@@ -126,9 +125,11 @@ class GpuSteps:
 class OnGpu(Ours):
     """Ours on the GPU, with weights from a model folder; variables say how they are kept."""
 
-    def __init__(self, config: MagmaConfig, folder: Path, scheme: str = "cached") -> None:
+    def __init__(
+        self, config: MagmaConfig, weights: tuple[Path, MagmaConfig], scheme: str = "cached"
+    ) -> None:
         """Builds a session."""
-        super().__init__(config, (folder, config), scheme, traced=False)
+        super().__init__(config, weights, scheme, traced=False)
 
     def steps(self, prompts: list[list[int]], tokens: int) -> GpuSteps:
         """Reads prompts and takes some tokens, until all is recorded, then measures more."""
@@ -219,7 +220,7 @@ def ours(
     with NamedTemporaryFile(suffix=".json") as plan:
         environment = {PLAN_VARIABLE: plan.name, "POPXL_DEVICE": DEVICE}
         environment |= {f"POPXL_TORCH_{n.upper()}": str(value) for n, value in settings.items()}
-        arguments = (config, setup.model_folder("float16"), scheme)
+        arguments = (config, (setup.model_folder("float16"), setup.written_for), scheme)
         with Worker("benchmarks.gpu:OnGpu", *arguments, environment=environment) as worker:
             prompts = random_prompts(config, max(PROMPT_TOKENS, context))
             return worker.call("steps", prompts, setup.tokens)
@@ -452,15 +453,20 @@ def run(names: Iterable[str], options: Namespace, program: str) -> None:
             table.publish(_result(name, part, setup, command, gpu), _frame(part))
     finally:
         if not options.keep:
-            shutil.rmtree(setup.path("float16"), ignore_errors=True)
+            setup.delete_files()
 
 
 def _setup_of(options: Namespace) -> Setup:
-    from benchmarks.bench_memory import Setup  # that program imports this module
+    from benchmarks.memory_setup import Setup
 
-    rounds, tokens = options.rounds or ROUNDS, options.tokens or TOKENS
-    sizes = (options.preset, options.blocks, rounds, tokens)
-    return Setup(*sizes, (), ("float16",), options.folder, options.threads)
+    return Setup(
+        options.preset,
+        options.blocks,
+        options.rounds or ROUNDS,
+        options.folder,
+        options.threads,
+        tokens=options.tokens or TOKENS,
+    )
 
 
 def _frame(part: Part) -> list[Rates]:

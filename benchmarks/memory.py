@@ -1,13 +1,15 @@
-"""How much memory a process needs at most, by kind."""
+"""How much memory a process needs at most, by kind, and what it reads from disk."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 
 STATUS = Path("/proc/self/status")
+COUNTERS = Path("/proc/self/io")
 SAMPLE_EVERY_S = 0.02
 
 
@@ -16,6 +18,19 @@ def resident_bytes() -> dict[str, int]:
     names = {"VmRSS": "total", "RssAnon": "anonymous", "RssFile": "mapped"}
     rows = (line.split() for line in STATUS.read_text().splitlines())
     return {names[row[0][:-1]]: int(row[1]) * 1024 for row in rows if row[0][:-1] in names}
+
+
+def read_from_disk() -> int:
+    """Bytes that this process has had read from disk, into memory of its own or the page cache."""
+    rows = (line.split() for line in COUNTERS.read_text().splitlines())
+    return next(int(row[1]) for row in rows if row[0] == "read_bytes:")
+
+
+def drop_from_page_cache(path: Path) -> None:
+    """Has a file's pages leave the page cache, so that whoever reads it next reads the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class PeakMemory:
@@ -39,6 +54,11 @@ class PeakMemory:
         self._done.set()
         self._thread.join()
         self._sample()
+
+    def now(self) -> dict[str, int]:
+        """The most so far."""
+        self._sample()
+        return dict(self.bytes)
 
     def _watch(self) -> None:
         while not self._done.is_set():

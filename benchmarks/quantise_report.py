@@ -8,7 +8,10 @@ that of the weights.
 
     python -m benchmarks.quantise_report CHECKPOINT --config magma_v1_500 --data pairs.csv
 
-The data are rows of a CSV file: picture (path, from the file's folder), text.
+The data are rows of a CSV file: picture (path, from the file's folder), text. Or, for the model
+that ships, captions of scenes that no training saw:
+
+    python -m benchmarks.quantise_report models/world --config world --scenes 100
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import argparse
 import csv
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from benchmarks import machine, record, table
 from config.config import MagmaConfig
@@ -30,14 +34,15 @@ from execution.runs import image_host, next_logits, words_host
 from utils.checkpoint import Checkpoint, open_checkpoint
 from utils.checkpoint_sources import RELEASE_PRESET
 from utils.errors import UserError
-from utils.folder_layout import QUANTISABLE, part_of, slab_of
+from utils.folder_layout import QUANTISABLE, folder_tensors, part_of, slab_of
 from utils.images import load_image, preprocess
 from utils.model_folder_rows import Storage
 from utils.model_folder_writer import write_model_folder
 from utils.program import run_program
-from utils.quantise import FORMATS
+from utils.quantise import FORMATS, can_quantise
 
 Pair = tuple[Path, str]
+Parts = tuple[str, ...]
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -53,6 +58,22 @@ def read_pairs(path: Path) -> list[Pair]:
     if not rows:
         raise UserError(f"{path}: holds no pairs")
     return [(path.parent / picture, text) for picture, text in rows]
+
+
+def scene_pairs(folder: Path, count: int) -> list[Pair]:
+    """Held-out scenes of the shipped model's world: pictures, drawn into a folder, and captions."""
+    from benchmarks.measure_world import PICTURE_SIDE, SEED
+    from training.world.captions import caption
+    from training.world.exam import caption_tasks
+    from training.world.pictures import draw
+
+    pairs = []
+    for number, task in enumerate(caption_tasks("held_out", count, SEED)):
+        picture = draw(task.scene, np.random.default_rng(task.picture_seed), PICTURE_SIDE)
+        path = folder / f"{number}.png"
+        Image.fromarray(picture).save(path)
+        pairs.append((path, caption(task.scene)))
+    return pairs
 
 
 def log_probabilities(folder: Path, pairs: Sequence[Pair]) -> Iterator[np.ndarray]:
@@ -87,6 +108,15 @@ def compare(p: Sequence[np.ndarray], q: Sequence[np.ndarray]) -> dict[str, list[
     return {"kl_nats": divergences, "same_choice": agreements}
 
 
+def most_parts(config: MagmaConfig, format: str) -> Parts:
+    """All parts of a model that a format can store."""
+    shapes: dict[str, list[tuple[int, ...]]] = {part: [] for part in QUANTISABLE}
+    for name, entry in folder_tensors(config).items():
+        if part := part_of(name):
+            shapes[part].append(entry.shape)
+    return tuple(p for p in shapes if all(can_quantise(shape, format) for shape in shapes[p]))
+
+
 def weight_errors(reference: Checkpoint, ours: Checkpoint) -> dict[str, float]:
     """By slab: the rounding error of its quantised weights over the weights, root mean squares."""
     error: dict[str, float] = {}
@@ -103,23 +133,34 @@ def weight_errors(reference: Checkpoint, ours: Checkpoint) -> dict[str, float]:
 
 
 def measure(
-    checkpoint: Checkpoint, config: MagmaConfig, pairs: list[Pair], parts: tuple[str, ...]
+    checkpoint: Checkpoint,
+    config: MagmaConfig,
+    pairs: list[Pair],
+    choices: Mapping[str, Sequence[Parts]],
 ) -> record.Result:
-    """Converts the checkpoint into each format and reads the pairs with all."""
+    """Converts the checkpoint into each format and reads the pairs with all.
+
+    Args:
+        checkpoint: In float16 or float32.
+        config: Of it.
+        pairs: Pictures and texts.
+        choices: What is quantised, by format: each of them.
+    """
     rows, samples = [], {}
     with tempfile.TemporaryDirectory(dir=checkpoint.path.parent) as temporary:
         exact = Path(temporary) / "float16"
         write_model_folder(checkpoint, config, exact, Storage(), progress=True)
         reference = list(log_probabilities(exact, pairs))
-        for format in FORMATS:
-            folder = Path(temporary) / format
+        for format, parts in ((f, parts) for f in choices for parts in choices[f]):
+            name = f"{format}: {', '.join(parts)}"
+            folder = Path(temporary) / name
             write_model_folder(checkpoint, config, folder, Storage(format, parts), progress=True)
             found = compare(reference, list(log_probabilities(folder, pairs)))
             opened = [open_checkpoint(path, config) for path in (exact, folder)]
             errors = weight_errors(*opened)
-            samples |= {f"{format}_{name}": values for name, values in found.items()}
-            samples[f"{format}_weight_error"] = list(errors.values())
-            rows.append(_row(format, found, errors))
+            samples |= {f"{name}: {what}": values for what, values in found.items()}
+            samples[f"{name}: weight_error"] = list(errors.values())
+            rows.append(_row(name, found, errors))
     return record.Result(
         bench="quantise_report",
         title="Quality of quantised weights beside float16",
@@ -136,22 +177,21 @@ def measure(
         setting={
             "checkpoint": checkpoint.path.name,
             "pairs": len(pairs),
-            "quantised": list(parts),
             "config": config.as_dict(),
         },
         notes=(
-            f"{len(samples['int8_kl_nats'])} positions of {len(pairs)} texts with their pictures,"
-            " read as given.",
-            f"Quantised: {', '.join(parts)}; everything else is float16.",
+            f"{sum(map(len, reference))} positions of {len(pairs)} texts with their pictures, read"
+            f" as given, by {checkpoint.path.name}.",
+            "int8 has a scale for each row, int4 one for 32 weights; what is not named is float16.",
         ),
-        command="benchmarks.quantise_report CHECKPOINT --data FILE",
+        command="quantise_report CHECKPOINT --data FILE",
     )
 
 
-def _row(format: str, found: dict[str, list[float]], errors: dict[str, float]) -> tuple[str, ...]:
+def _row(name: str, found: dict[str, list[float]], errors: dict[str, float]) -> tuple[str, ...]:
     divergence, same = np.array(found["kl_nats"]), np.array(found["same_choice"])
     return (
-        format,
+        name,
         f"{divergence.mean():.2g}",
         f"{np.quantile(divergence, 0.99):.2g}",
         f"{100 * same.mean():.1f} %",
@@ -162,22 +202,31 @@ def _row(format: str, found: dict[str, list[float]], errors: dict[str, float]) -
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="in float16 or float32")
-    parser.add_argument("--data", metavar="FILE.csv", required=True, help="rows: picture, text")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="FILE.csv", help="rows: picture, text")
+    source.add_argument("--scenes", type=int, metavar="N", help="of the shipped model's world")
     parser.add_argument(
         "--quantise",
         nargs="+",
         choices=tuple(QUANTISABLE),
-        default=["blocks"],
         metavar="PART",
-        help="what is quantised: blocks, adapters, head (default: blocks)",
+        help="what is quantised: blocks, adapters, head (default: blocks, and then all)",
     )
 
 
 def _run(argv: Sequence[str] | None) -> None:
     config, options = parse_config(argv, RELEASE_PRESET, _add_options, __doc__)
-    pairs = read_pairs(Path(options.data))
-    checkpoint = open_checkpoint(options.checkpoint, config)
-    result = measure(checkpoint, config, pairs, tuple(options.quantise))
+    choices = {
+        format: [tuple(options.quantise)]
+        if options.quantise
+        else [("blocks",), most_parts(config, format)]
+        for format in FORMATS
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        data = options.data
+        pairs = read_pairs(Path(data)) if data else scene_pairs(Path(folder), options.scenes)
+        checkpoint = open_checkpoint(options.checkpoint, config)
+        result = measure(checkpoint, config, pairs, choices)
     table.publish(result, [machine.measure_rates()])
 
 

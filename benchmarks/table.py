@@ -19,6 +19,8 @@ edit. A machine's speed drifts, so each table names the rates that were measured
 just after its samples: bytes read from memory a second and float32 matmul operations a second.
 What no table shows was not measured: nothing on a GPU, of which none was at hand (the scripts
 are ready: `--device cuda`).
+
+![Tokens a second against budget and number of sequences, and the limits](memory.svg)
 """
 
 

@@ -11,7 +11,11 @@ import importlib
 import multiprocessing
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker, spawn
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +26,11 @@ class Worker:
     """An object in a process of its own. Its method `close`, if it has one, is called last."""
 
     def __init__(
-        self, factory: str, *arguments: Any, environment: dict[str, str] | None = None
+        self,
+        factory: str,
+        *arguments: Any,
+        environment: dict[str, str] | None = None,
+        launcher: Path | None = None,
     ) -> None:
         """Starts the process and makes the object.
 
@@ -30,6 +38,7 @@ class Worker:
             factory: "module:name" of what makes the object.
             arguments: Its arguments.
             environment: Variables to set before the module is imported.
+            launcher: A program to start instead of Python, which becomes Python.
 
         Raises:
             RuntimeError: Making the object failed; with the other process's traceback.
@@ -39,7 +48,8 @@ class Worker:
         self._process = context.Process(
             target=_serve, args=(other, factory, arguments, environment or {}), daemon=True
         )
-        self._process.start()
+        with _started_by(launcher):
+            self._process.start()
         other.close()
         self._answer()
 
@@ -81,6 +91,21 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _started_by(launcher: Path | None) -> Iterator[None]:
+    """Processes start with a launcher meanwhile."""
+    if launcher is None:
+        yield
+        return
+    resource_tracker.ensure_running()  # else it would start that way too
+    python = spawn.get_executable()
+    spawn.set_executable(str(launcher))
+    try:
+        yield
+    finally:
+        spawn.set_executable(python)
 
 
 def _serve(

@@ -50,8 +50,23 @@ def test_a_report_of_a_small_model(
     command = [str(path), "--config", "tiny", "--data", str(tmp_path / "pairs.csv")]
     assert quantise_report.main(command) == 0
     content = record.newest(tmp_path / "results")["quantise_report"]
-    mean = {f: np.mean(content["samples"][f"{f}_kl_nats"]) for f in ("int8", "int4")}
+    samples = content["samples"]
+    mean = {f: np.mean(samples[f"{f}: blocks: kl_nats"]) for f in ("int8", "int4")}
     assert 0 < mean["int8"] < mean["int4"] < 1
-    error = {f: max(content["samples"][f"{f}_weight_error"]) for f in ("int8", "int4")}
+    error = {f: max(samples[f"{f}: blocks: weight_error"]) for f in ("int8", "int4")}
     assert 0 < error["int8"] < 0.02 < error["int4"] < 0.2
-    assert [row[0] for row in content["rows"]] == ["int8", "int4"]
+    names = [row[0] for row in content["rows"]]
+    assert names[:2] == ["int8: blocks", "int8: blocks, adapters, head"]
+    assert names[2] == "int4: blocks"
+
+
+def test_a_part_that_does_not_fit_a_format_is_left_out() -> None:
+    config = load_preset("world")
+    assert quantise_report.most_parts(config, "int8") == ("blocks", "adapters", "head")
+    assert quantise_report.most_parts(config, "int4") == ("blocks", "head")
+
+
+def test_scenes_of_the_shipped_model_have_captions(tmp_path: Path) -> None:
+    pairs = quantise_report.scene_pairs(tmp_path, 2)
+    assert [path.suffix for path, _ in pairs] == [".png", ".png"]
+    assert all(path.is_file() and text.startswith("A picture of") for path, text in pairs)

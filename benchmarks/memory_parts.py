@@ -1,0 +1,201 @@
+"""Our engine within budgets, by their size and by the number of sequences."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import median
+
+from benchmarks import record
+from benchmarks.memory_cap import memory_cap
+from benchmarks.memory_setup import (
+    GIB,
+    Setup,
+    check_identical,
+    fresh_turn,
+    limit_s,
+    peak_gib,
+    prompts_of,
+    samples,
+    step_s,
+    streamed_bytes,
+    weight_bytes,
+)
+from benchmarks.turns import Turns, ratio, take_turns
+from config.config import MagmaConfig
+
+CAP_BYTES = 6 * GIB
+SPARED_BYTES = GIB // 2
+"""Of a cap on all memory what a budget leaves to pages of the page cache, such as libraries."""
+
+PROCESS_BYTES = GIB // 2
+"""What a process needs beside weights, roughly."""
+
+CONTEXT = 300
+"""Positions for which sequences of a batch have keys and values."""
+
+BATCH_PROMPT = 4
+
+LIMIT_NOTE = (
+    "Limit: the longest of what the disk takes for the bytes that are not kept, memory for all"
+    " bytes of weights, and arithmetic (at the rate of a float32 product) where sequences are many;"
+    " rates of direct reads (4 MiB, 4 under way), memory and products are taken before and after"
+    " each turn. A disk that gives more after a pause than for long lets a turn exceed it."
+)
+
+
+def budgets(setup: Setup) -> tuple[record.Result, Turns]:
+    """Tokens a second against the budget, weights read, beside the limit."""
+    cases: dict[str, tuple[str, dict[str, object]]] = {}
+    for storage in setup.storage:
+        # First, as budgets beyond the model's size push it out of the page cache.
+        cases[f"{storage}, mapped"] = (storage, {})
+        for budget in _telling(setup, storage):
+            settings: dict[str, object] = {"weights": "read", "device_memory": f"{budget}GiB"}
+            cases[f"{storage}, {budget} GiB"] = (storage, settings)
+            if budget == min(setup.budgets) and storage == setup.storage[0]:
+                serial = settings | {"prefetch": 0}
+                cases[f"{storage}, {budget} GiB, nothing read ahead"] = (storage, serial)
+    prompts = prompts_of(setup.config())
+    actions = {
+        name: partial(
+            fresh_turn,
+            partial(setup.ours, storage, **settings),
+            setup.model_folder(storage),
+            prompts,
+            setup.tokens,
+        )
+        for name, (storage, settings) in cases.items()
+    }
+    turns = take_turns(actions, setup.rounds)
+    check_identical(turns, {name: storage for name, (storage, _) in cases.items()})
+    rows = [_budget_row(name, turns) for name in cases]
+    result = record.Result(
+        bench=setup.bench("budgets"),
+        title=setup.title("Decode within a budget, weights read from disk"),
+        columns=("weights, budget", "tokens/s", "GB of weights", "GB read a token", "disk GB/s",
+                 "limit, tokens/s", "of limit", "peak GiB"),
+        rows=rows,
+        samples=samples(turns),
+        setting={"setup": str(setup)},
+        notes=(
+            setup.note() + " Reads go past the page cache; each turn is a process of its own.",
+            LIMIT_NOTE + " Target: ≥ 0.90 of the limit where weights are read.",
+            "Peak: anonymous memory of the process, to stay within the budget. Mapped: no budget,"
+            " weights in the page cache.",
+            "All logits of rows with the same weights were compared: they are equal to the bit.",
+        ),
+        command=setup.command("budgets"),
+    )  # fmt: skip
+    return result, turns
+
+
+def _telling(setup: Setup, storage: str) -> list[int]:
+    """The budgets up to the first that keeps everything: with more nothing changes."""
+    files = setup.model_folder(storage).glob("*.safetensors")
+    size = sum(path.stat().st_size for path in files) + PROCESS_BYTES
+    budgets = sorted(setup.budgets)
+    return [now for last, now in zip((0, *budgets), budgets, strict=False) if last * GIB < size]
+
+
+def _budget_row(name: str, turns: Turns) -> tuple[str, ...]:
+    of = turns.of[name]
+    plan = of[0].value.steps.plan
+    limits = [limit_s(turn) for turn in of]
+    read = streamed_bytes(plan) / 1e9
+    disk = median(turn.value.disk_gb_per_s for turn in of)
+    return (
+        name,
+        f"{1 / median(turns.values(name, step_s)):.3g}",
+        f"{weight_bytes(plan) / 1e9:.2f}",
+        f"{read:.2f}",
+        f"{disk:.2f}",
+        f"{1 / median(limits):.3g}",
+        f"{ratio(limits, turns.values(name, step_s)):.2f}",
+        peak_gib(turns, name),
+    )
+
+
+def batches(setup: Setup) -> tuple[record.Result, Turns]:
+    """Tokens a second against the number of sequences, under a cap on all memory."""
+    budget = CAP_BYTES - SPARED_BYTES
+    with memory_cap(CAP_BYTES) as cap:
+        actions = {}
+        configs = {}
+        for storage in setup.storage:
+            for batch in setup.batches:
+                config = setup.config(CONTEXT - setup.config().image_tokens, batch)
+                configs[f"{storage}, {batch}"] = config
+                start = partial(
+                    setup.ours, storage, config, cap=cap, weights="read", device_memory=budget
+                )
+                actions[f"{storage}, {batch}"] = partial(
+                    fresh_turn,
+                    start,
+                    setup.model_folder(storage),
+                    prompts_of(config, BATCH_PROMPT),
+                    setup.tokens,
+                )
+        turns = take_turns(actions, setup.rounds)
+    check_identical(turns, {name: name for name in actions})
+    rows = [_batch_row(name, config, turns) for name, config in configs.items()]
+    result = record.Result(
+        bench=setup.bench("batches"),
+        title=setup.title("Decode of several sequences in 6 GiB, weights read from disk"),
+        columns=("weights, sequences", "tokens/s", "s a step", "times one", "GB keys, values",
+                 "GB read a step", "disk GB/s", "limit, tokens/s", "of limit"),
+        rows=_times_one(rows),
+        samples=samples(turns),
+        setting={"setup": str(setup)},
+        notes=(
+            f"{setup.note()} Each turn is a process of its own with a budget of"
+            f" {budget / GIB:.1f} GiB, {cap_note(cap)}.",
+            f"Keys and values: memory for {CONTEXT} positions of each sequence, which displaces"
+            f" weights; {BATCH_PROMPT} to {BATCH_PROMPT + 1 + setup.tokens} of them are filled.",
+            LIMIT_NOTE + " Target: ≥ 0.90 of it.",
+        ),
+        command=setup.command("batches"),
+    )  # fmt: skip
+    return result, turns
+
+
+def cap_note(cap: object) -> str:
+    """What holds a process to its memory."""
+    if cap is None:
+        return "no cap on the page cache could be had here: direct reads alone"
+    return f"and a hard cap of {CAP_BYTES // GIB} GiB, page cache included ({cap.kind})"
+
+
+def _batch_row(name: str, config: MagmaConfig, turns: Turns) -> tuple[str, ...]:
+    of = turns.of[name]
+    plan = of[0].value.steps.plan
+    seconds = median(turns.values(name, step_s))
+    limits = [limit_s(turn, config.batch * token_flops(config)) for turn in of]
+    return (
+        name,
+        f"{config.batch / seconds:.3g}",
+        f"{seconds:.2f}",
+        f"{plan['stored_bytes'] / 1e9:.2f}",
+        f"{streamed_bytes(plan) / 1e9:.2f}",
+        f"{median(turn.value.disk_gb_per_s for turn in of):.2f}",
+        f"{config.batch / median(limits):.3g}",
+        f"{ratio(limits, turns.values(name, step_s)):.2f}",
+    )
+
+
+def _times_one(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Rows with their tokens a second over those of the first row of the same weights."""
+    first: dict[str, float] = {}
+    found = []
+    for name, speed, *others in rows:
+        one = first.setdefault(name.rsplit(", ", 1)[0], float(speed))
+        found.append((name, speed, others[0], f"{float(speed) / one:.1f}", *others[1:]))
+    return found
+
+
+def token_flops(config: MagmaConfig) -> float:
+    """Floating-point operations of one sequence in a decode step: 2 for each weight."""
+    lm = config.transformer
+    h = lm.hidden_size
+    adapter = 2 * h * lm.inner_of(lm.ff_adapter)
+    block = 4 * h * h + 2 * h * lm.inner_size + adapter
+    return 2.0 * (lm.layers * block + lm.embedding.vocab_size * h)
