@@ -21,7 +21,7 @@ def one_after_another(setup: Setup) -> list[tuple[record.Result, Turns]]:
     """Each engine has the machine for itself, and its files are deleted before the next."""
     blocks = load_preset(setup.preset).transformer.layers
     setup = replace(setup, blocks=blocks)
-    turns, entries = Turns(), {}
+    turns, entries = Turns(in_turn=False), {}
     for key, entry in runnable(setup, setup.engines).items():
         if key == "transformers" and not _fits(setup):
             print(f"skipped {entry.label}: not enough memory")

@@ -83,7 +83,7 @@ def batches(setup: Setup) -> Outcome:
         rows.append((engine, b, *_cells(1e3 * median(steps), int(b) / median(steps), gain), other))
     result = record.Result(
         bench=setup.bench("batch"),
-        title="Decode of several sequences at once",
+        title="Decode of several sequences at once" + setup.held(),
         columns=("engine", "sequences", "ms a step", "tokens/s", "÷ alone", "ours ÷ transformers"),
         rows=rows,
         samples=_step_samples(turns),
@@ -130,7 +130,7 @@ def schemes(setup: Setup) -> Outcome:
     rows = [(name, *_cells(median(values), digits=1)) for name, values in seconds.items()]
     result = record.Result(
         bench=setup.bench("schemes"),
-        title=f"{SCHEME_TOKENS} tokens, cached and computed anew",
+        title=f"{SCHEME_TOKENS} tokens, cached and computed anew" + setup.held(),
         columns=("scheme", "s"),
         rows=[*rows, ("ratio", f"{gain:.1f}")],
         samples={f"{n}_s": v for n, v in seconds.items()} | turns.rate_samples(),
@@ -169,7 +169,7 @@ def lengths(setup: Setup) -> Outcome:
     rows.append(("ratio", *_cells(ratio(steps[long], steps[short]), explained, digits=3)))
     result = record.Result(
         bench=setup.bench("length"),
-        title="One more token, by the length of the sequence so far",
+        title="One more token, by the length of the sequence so far" + setup.held(),
         columns=("what", "ms a token", "GB read"),
         rows=rows,
         samples=_step_samples(turns),

@@ -81,6 +81,10 @@ class Setup:
             f" kernels of ours: {native_name()}, unless the row says otherwise."
         )
 
+    def held(self) -> str:
+        """What titles say of instructions that are held back."""
+        return " (AVX2 alone)" if self.avx2 else ""
+
     def bench(self, name: str) -> str:
         """The name of a benchmark: another where instructions are held back."""
         return f"bench_generation_{name}" + ("_avx2" if self.avx2 else "")
@@ -267,7 +271,12 @@ def both_results(
     """
     config = setup.written_for()
     lm = config.transformer
-    in_order = " in which the engines take turns" if part != "full" else ", engine after engine"
+    in_order = " in which the engines take turns"
+    if not turns.in_turn:
+        in_order = (
+            ", engine after engine; 'ours ÷ it' is not of times but of times by the rates of the"
+            " machine that were measured beside them, which differ"
+        )
     notes = (
         f"{setup.blocks} decoder blocks of h = {lm.hidden_size}, {lm.attention.heads} heads, MLP"
         f" {lm.inner_size}, vocabulary {lm.embedding.vocab_size}; random weights; one picture"
@@ -327,12 +336,12 @@ def _decode_result(
                 f"{1e3 * median(steps):.0f} / {1e3 * min(steps):.0f}",
                 f"{size / 1e9:.2f}",
                 f"{median(shares):.2f}",
-                _against(turns, label, _round_step_s),
+                _against(turns, label, _round_step_s, "read_gb_per_s"),
             )
         )
     return record.Result(
         bench=setup.bench("decode"),
-        title="Decode: one sequence, one token at a time",
+        title="Decode: one sequence, one token at a time" + setup.held(),
         columns=("engine", "tokens/s", "ms a token", "GB read", "of bandwidth", "ours ÷ it"),
         rows=rows,
         samples=samples | turns.rate_samples(),
@@ -350,12 +359,29 @@ def _decode_result(
     )
 
 
-def _against(turns: Turns, label: str, seconds: Callable[[Times], float]) -> str:
-    """How many times faster than an engine ours, the first one, is."""
+def _against(turns: Turns, label: str, seconds: Callable[[Times], float], rate: str) -> str:
+    """How many times faster than an engine ours, the first one, is.
+
+    Args:
+        turns: All of them.
+        label: The engine.
+        seconds: What counts of a turn.
+        rate: What of the machine bounds it. Engines that did not take turns are compared by what
+            they make of it: the machine may have changed from one to the next.
+    """
     first = next(iter(turns.of))
     if not first.startswith("ours"):
         return "-"
-    return f"{ratio(turns.values(label, seconds), turns.values(first, seconds)):.2f}"
+    if turns.in_turn:
+        return f"{ratio(turns.values(label, seconds), turns.values(first, seconds)):.2f}"
+    costs = (
+        median(
+            seconds(turn.value) * (getattr(turn.before, rate) + getattr(turn.after, rate)) / 2
+            for turn in turns.of[name]
+        )
+        for name in (label, first)
+    )
+    return f"{next(costs) / next(costs):.2f}"
 
 
 def _first_token_result(
@@ -372,15 +398,17 @@ def _first_token_result(
         }
         samples |= {f"{label}: {part}_s": values for part, values in parts.items()}
         with_picture = any(parts["image"])
-        first = _against(turns, label, lambda times: times.first_s) if with_picture else "-"
+        first = "-"
+        if with_picture:
+            first = _against(turns, label, lambda times: times.first_s, "matmul_gflops")
         cells = [f"{median(values):.2f}" for values in parts.values()]
         if not with_picture:
             cells[1] = "-"
-        prefill = _against(turns, label, lambda times: times.prefill_s)
+        prefill = _against(turns, label, lambda times: times.prefill_s, "matmul_gflops")
         rows.append((label, *cells, first, prefill))
     return record.Result(
         bench=setup.bench("first_token"),
-        title="Time to first token, picture included",
+        title="Time to first token, picture included" + setup.held(),
         columns=(
             "engine",
             "first token, s",

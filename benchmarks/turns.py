@@ -29,10 +29,14 @@ class Turn:
 
 @dataclass
 class Turns:
-    """All turns by engine, in order of rounds, and all rates in order of time."""
+    """All turns by engine, in order of rounds, and all rates in order of time.
+
+    ``in_turn`` is False if each engine did all of its rounds before the next one began.
+    """
 
     of: dict[str, list[Turn]] = field(default_factory=dict)
     rates: list[machine.Rates] = field(default_factory=list)
+    in_turn: bool = True
 
     def values(self, name: str, what: Callable[[Any], float]) -> list[float]:
         """A number out of each turn of an engine."""
