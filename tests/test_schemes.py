@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -91,49 +91,98 @@ def test_greedy_text_equals_the_recompute_schemes(rng, tensor_parallel, batch):
     check_schemes_agree(rng, tensor_parallel, batch, prompts=6)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("batch", [1, 2, 4])
-@pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
-def test_greedy_texts_of_200_prompts_equal_the_recompute_schemes(rng, tensor_parallel, batch):
-    check_schemes_agree(rng, tensor_parallel, batch, prompts=200)
+# -- 200 prompts in every way that there is ---------------------------------------------------
+
+NEW_TOKENS = 9
+BATCHES_OF_200 = (1, 2, 4)
 
 
-def greedy_and_forced(batch: int, prompts: int) -> tuple[list[list[int]], np.ndarray]:
-    """Greedy texts in float32, and logits behind given ids in float16: the same from call to call.
+def asked_200() -> tuple[np.ndarray, list[list[int]]]:
+    """Pictures and prompts, the same from call to call; every other four have equal ones."""
+    rng = np.random.default_rng(200)
+    fours = [random_batch(rng, 4, 16) for _ in range(50)]
+    return np.concatenate([images for images, _ in fours]), [t for _, ts in fours for t in ts]
 
-    Returns:
-        Ids of each sequence, and logits (batches, steps, b, v).
-    """
-    rng = np.random.default_rng(batch)
-    batches = [random_batch(rng, batch, 16) for _ in range(-(-prompts // batch))]
-    ids: list[list[int]] = []
-    config = small_config(2, "float32", batch, **SIZES)
-    with open_session(config, "cached") as session:
-        for images, texts in batches:
-            ids += ids_of(continued(session, config, images, texts, 9))
-    config = small_config(2, "float16", batch, **SIZES)
-    forced = []
+
+def greedy_texts(scheme: str, tensor_parallel: int, batch: int) -> list[list[int]]:
+    images, texts = asked_200()
+    config = small_config(tensor_parallel, "float32", batch, **SIZES)
+    with open_session(config, scheme) as session:
+        parts = (slice(first, first + batch) for first in range(0, len(texts), batch))
+        return [
+            ids
+            for part in parts
+            for ids in ids_of(continued(session, config, images[part], texts[part], NEW_TOKENS))
+        ]
+
+
+def forced_logits(tensor_parallel: int, batch: int, new: Sequence[Sequence[int]]) -> np.ndarray:
+    """(prompts, new tokens, v): the logits of each given new token in half precision."""
+    images, texts = asked_200()
+    config = small_config(tensor_parallel, "float16", batch, **SIZES)
+    found = []
     with open_session(config, "cached") as session:
         runs = runs_of(session, config)
-        for number, (images, texts) in enumerate(batches):
-            new = np.reshape(ids[number * batch : (number + 1) * batch], (batch, -1)).T.tolist()
-            logits = runs.start(images, [[Picture(n), *text] for n, text in enumerate(texts)])
-            forced.append(np.stack([logits, *(runs.step(tokens) for tokens in new[:-1])]))
-    return ids, np.stack(forced)
+        for first in range(0, len(texts), batch):
+            part = slice(first, first + batch)
+            prompts = [[Picture(row), *text] for row, text in enumerate(texts[part])]
+            steps = [runs.start(images[part], prompts)]
+            steps += [
+                runs.step(tokens) for tokens in zip(*(ids[:-1] for ids in new[part]), strict=True)
+            ]
+            found.append(np.stack(steps, axis=1))
+    return np.concatenate(found)
+
+
+@pytest.fixture(scope="module")
+def texts_of_the_reference(reference) -> list[list[int]]:
+    return [
+        reference.greedy(
+            torch.from_numpy(image[None]), torch.tensor([text], dtype=torch.int64), NEW_TOKENS
+        )[0].tolist()
+        for image, text in zip(*asked_200(), strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def logits_of_the_reference(reference, texts_of_the_reference) -> np.ndarray:
+    """(prompts, new tokens, v) of those texts."""
+    prompts = zip(*asked_200(), texts_of_the_reference, strict=True)
+    whole = [(image[None], [Picture(0), *text, *new[:-1]]) for image, text, new in prompts]
+    return np.stack([logits_of(reference, *asked)[-NEW_TOKENS:].numpy() for asked in whole])
+
+
+@pytest.fixture(scope="module", params=["1", "0"], ids=["native", "stock"])
+def process(request) -> Iterator[ProcessPoolExecutor]:
+    """Another process, with or without native kernels: the switch is read once in each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POPXL_TORCH_NATIVE", request.param)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(asked_200).result()  # so it starts under this environment
+            yield pool
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("batch", [1, 4])
-def test_native_kernels_leave_200_texts_as_they_are(monkeypatch, batch):
-    """The switch is read once in a process, so what is off runs in another."""
-    ids, forced = greedy_and_forced(batch, 200)
-    monkeypatch.setenv("POPXL_TORCH_NATIVE", "0")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        other_ids, other_forced = pool.submit(greedy_and_forced, batch, 200).result()
-    assert ids == other_ids
-    assert len(ids) == 200
-    assert_close(forced, other_forced, FLOAT16)
+@pytest.mark.parametrize("batch", BATCHES_OF_200)
+@pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
+@pytest.mark.parametrize("scheme", ["cached", "recompute"])
+def test_200_greedy_texts_are_the_references(
+    process, texts_of_the_reference, scheme, tensor_parallel, batch
+):
+    texts = process.submit(greedy_texts, scheme, tensor_parallel, batch).result()
+    assert texts == texts_of_the_reference
+    assert len({tuple(text) for text in texts}) > 50
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch", BATCHES_OF_200)
+@pytest.mark.parametrize("tensor_parallel", TENSOR_PARALLEL)
+def test_200_forced_texts_have_the_references_logits_in_half_precision(
+    process, texts_of_the_reference, logits_of_the_reference, tensor_parallel, batch
+):
+    ours = process.submit(forced_logits, tensor_parallel, batch, texts_of_the_reference).result()
+    assert_close(ours, logits_of_the_reference, FLOAT16)
 
 
 def test_greedy_text_is_the_same_for_every_cut_and_batch(rng):
