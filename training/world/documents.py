@@ -25,11 +25,11 @@ PROMPT_WEIGHT = 0.1
 SEGMENTS = 8
 """Segments of a document, at most."""
 
-_MAPS, _STATEMENTS = 0.5, 0.2
+_MAPS, _STATEMENTS = 0.7, 0.15
 """Shares of contexts that are maps and statements; the others are captions."""
 
 _TOPIC_WEIGHTS = {
-    **{"fact": 3, "place fact": 0.5, "which": 2, "exists": 1.5, "count": 3, "relation": 2.5},
+    **{"fact": 3, "place fact": 0.5, "which": 2, "exists": 1.5, "count": 4, "relation": 1.5},
     **{"what where": 2, "place": 0.3, "plain fact": 0.7},
 }
 

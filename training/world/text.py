@@ -34,6 +34,7 @@ class TextRun:
         steps: optimiser steps.
         batch: documents per step.
         lr: peak learning rate; a linear warm-up, then a cosine down to a twentieth.
+        matrix_lr: the same for the matrices of the blocks.
         warmup: steps until the peak.
         weight_decay: of matrices.
         noise: largest standard deviation of the noise on contexts, in units of the embedding's RMS.
@@ -45,6 +46,7 @@ class TextRun:
     steps: int = 4500
     batch: int = 16
     lr: float = 2e-3
+    matrix_lr: float = 2e-2
     warmup: int = 150
     weight_decay: float = 0.05
     noise: float = 0.5
@@ -131,43 +133,58 @@ def train_text(
     Returns:
         The losses of this process's steps.
     """
-    optimiser = _optimiser(lm, run)
-    step = _resume(checkpoint, lm, optimiser)
+    optimisers = _optimisers(lm, run)
+    step = _resume(checkpoint, lm, optimisers)
     writer = Writer(tokenizer)
     losses: list[float] = []
     bar = tqdm(range(step, run.steps), "text", run.steps, initial=step, unit="step", disable=None)
     for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(run, step)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak_lr"] * _share_of_peak(run, step)
         rngs = [np.random.default_rng([run.seed, step, i]) for i in range(run.batch)]
         batch = collate([writer.document(rng) for rng in rngs], writer.end)
         noise = _noise(lm, batch, run, step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = text_loss(lm, batch, noise)
-        optimiser.zero_grad()
+        lm.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-            _save(checkpoint, lm, optimiser, step + 1)
+            _save(checkpoint, lm, optimisers, step + 1)
     return losses
 
 
-def _optimiser(lm: nn.Module, run: TextRun) -> torch.optim.AdamW:
-    parameters = list(lm.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": run.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def _optimisers(lm: GPTJForCausalLM, run: TextRun) -> list[torch.optim.Optimizer]:
+    """Muon (K. Jordan et al., 2024) for the matrices of the blocks, AdamW for the rest."""
+    in_blocks = [p for p in lm.transformer.h.parameters() if p.ndim > 1]
+    known = {id(p) for p in in_blocks}
+    rest = [p for p in lm.parameters() if id(p) not in known]
+    rate, decay = {"peak_lr": run.lr}, run.weight_decay
+    return [
+        torch.optim.Muon(
+            [{"params": in_blocks, "peak_lr": run.matrix_lr}],
+            weight_decay=decay,
+            adjust_lr_fn="original",
+        ),
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay, **rate},
+                {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, **rate},
+            ],
+            betas=_BETAS,
+        ),
     ]
-    return torch.optim.AdamW(groups, lr=run.lr, betas=_BETAS)
 
 
-def _learning_rate(run: TextRun, step: int) -> float:
+def _share_of_peak(run: TextRun, step: int) -> float:
     warm = min(1.0, (step + 1) / run.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * step / run.steps))
-    return run.lr * warm * (0.05 + 0.95 * cosine)
+    return warm * (0.05 + 0.95 * cosine)
 
 
 def _noise(lm: GPTJForCausalLM, batch: Batch, run: TextRun, step: int) -> torch.Tensor:
@@ -180,16 +197,20 @@ def _noise(lm: GPTJForCausalLM, batch: Batch, run: TextRun, step: int) -> torch.
     return noise * strength * table.square().mean().sqrt()
 
 
-def _resume(checkpoint: Path, lm: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def _resume(checkpoint: Path, lm: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> int:
     if not checkpoint.is_file():
         return 0
     state = torch.load(checkpoint, weights_only=True)
     lm.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, moments in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(moments)
     return int(state["step"])
 
 
-def _save(checkpoint: Path, lm: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    state = {"model": lm.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+def _save(
+    checkpoint: Path, lm: nn.Module, optimisers: Sequence[torch.optim.Optimizer], step: int
+) -> None:
+    moments = [optimiser.state_dict() for optimiser in optimisers]
+    state = {"model": lm.state_dict(), "optimisers": moments, "step": step}
     with atomic_file(checkpoint) as file:
         torch.save(state, file)

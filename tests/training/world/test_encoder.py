@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,14 @@ import torch
 
 from training.resnet import ModifiedResNet
 from training.world.album import Album
-from training.world.encoder import EncoderRun, NounCounter, noun_targets, train_encoder
-from training.world.kinds import KINDS, PLACES
+from training.world.encoder import (
+    EncoderRun,
+    NounCounter,
+    log_counts,
+    noun_targets,
+    train_encoder,
+)
+from training.world.kinds import COUNTS, KINDS, PLACES
 from utils.tokenizer import load_tokenizer
 
 WIDTH = 8
@@ -40,12 +47,24 @@ def test_targets_are_the_counts_and_the_place_of_each_scene(album: Album):
         assert list(PLACES)[place] == scene.place
 
 
+def test_counts_have_the_probabilities_of_all_ways_to_hold_things(rng: np.random.Generator):
+    events, most = 6, 4
+    logits = torch.from_numpy(rng.normal(scale=2, size=(2, events, 3)))
+    single = torch.sigmoid(logits)
+    expected = torch.zeros(2, 3, events + 1, dtype=torch.float64)
+    for way in itertools.product((0, 1), repeat=events):
+        chosen = torch.tensor(way)[None, :, None]
+        expected[..., sum(way)] += torch.where(chosen == 1, single, 1 - single).prod(1)
+    found = log_counts(logits, most).exp()
+    torch.testing.assert_close(found, expected[..., : most + 1], rtol=1e-12, atol=0)
+
+
 def test_a_fresh_counter_expects_few_things(album: Album):
     counts, place = NounCounter(encoder(), 32 * WIDTH)(album.pixels([0, 1]))
-    assert counts.shape == (2, len(KINDS))
+    assert counts.shape == (2, len(KINDS), len(COUNTS) + 1)
     assert place.shape == (2, len(PLACES))
-    assert (counts >= 0).all()
-    assert counts.mean() < 0.5
+    numbers = counts.exp() * torch.arange(len(COUNTS) + 1)
+    assert numbers.sum(-1).mean() < 0.5
 
 
 def test_a_run_goes_on_from_its_checkpoint(album: Album, tmp_path: Path):

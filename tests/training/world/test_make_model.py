@@ -42,3 +42,14 @@ def test_a_finished_recipe_only_exports_again(tmp_path: Path):
     (out / WEIGHTS_FILE).unlink()
     make(tmp_path)
     assert (out / WEIGHTS_FILE).read_bytes() == before
+
+
+def test_a_stage_says_how_long_it_took_by_the_clock_and_in_cpu_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    times = {"perf_counter": iter((0.0, 90.0)), "process_time": iter((60.0, 240.0))}
+    for name, values in times.items():
+        monkeypatch.setattr(make_model.time, name, values.__next__)
+    with caplog.at_level("INFO"), make_model.timed("text"):
+        pass
+    assert caplog.messages == ["text: 1.5 minutes, 3.0 minutes of CPU time"]
