@@ -1,8 +1,13 @@
-"""What all tests of the repository share: the option that runs the long ones."""
+"""What all tests of the repository share: the option that runs the long ones, and no deadlines."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of an example's.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

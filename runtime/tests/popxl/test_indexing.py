@@ -42,7 +42,7 @@ def range_keys(draw: st.DrawFn) -> Any:
     return parts[0] if len(parts) == 1 and draw(st.booleans()) else tuple(parts)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.lists(range_keys(), min_size=3, max_size=3))
 def test_ranges(keys: list[Any]):
     x = np.stack([numbered(SHAPE), -numbered(SHAPE)])

@@ -180,7 +180,7 @@ def assignments(draw: st.DrawFn) -> list[int]:
 
 
 @given(assignments())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_grouping_has_a_constant_refinement(assignment: list[int]):
     grouping = popxl.Ir(len(assignment)).replica_grouping_from_assignments(assignment)
     fine = grouping.const_rg
@@ -194,7 +194,7 @@ def test_every_grouping_has_a_constant_refinement(assignment: list[int]):
 
 
 @given(assignments())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_transposing_collects_the_members_of_equal_position(assignment: list[int]):
     grouping = popxl.Ir(len(assignment)).replica_grouping_from_assignments(assignment)
     turned = grouping.transpose()

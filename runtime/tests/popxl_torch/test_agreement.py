@@ -92,7 +92,7 @@ def _check_a_drawn_program(program: Program) -> None:
             np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=2e-4)
 
 
-@settings(derandomize=True, max_examples=8, deadline=None, database=None)
+@settings(derandomize=True, max_examples=8, database=None)
 @given(program=_PROGRAMS)
 def test_programs_that_shrink_agree(program: Program) -> None:
     """What fails here is reported as the shortest program that does."""
@@ -100,7 +100,7 @@ def test_programs_that_shrink_agree(program: Program) -> None:
 
 
 @pytest.mark.long
-@settings(derandomize=True, max_examples=300, deadline=None, database=None)
+@settings(derandomize=True, max_examples=300, database=None)
 @given(program=_PROGRAMS)
 def test_many_programs_that_shrink_agree(program: Program) -> None:
     _check_a_drawn_program(program)

@@ -26,7 +26,7 @@ from runtime.tests.popxl.ops.op_testing import (
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 BOUNDS = st.none() | st.integers(-8, 8)
-FEW = settings(max_examples=25, deadline=None, derandomize=True)
+FEW = settings(max_examples=25, derandomize=True)
 
 
 def numbered(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
