@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def convert_dataset(
             ``metadata``. Any iterable. Several samples may have one picture, which is kept once.
         dir_size: pictures, and samples, in one folder at most.
         hash_fn: of the picture in RGB; its result becomes ``metadata["image_hash"]``.
-        mode: "mv" moves the pictures, "cp" copies them.
+        mode: "mv" moves the pictures, "cp" copies them. Those in its ``images`` stay.
         skip_bad: leave out samples that are bad, instead of stopping at the first.
         bad: where bad samples are noted; by default they are only logged.
 
@@ -100,6 +101,7 @@ class _Writer:
         self, root: Path, dir_size: int, hash_fn: Callable[[Image.Image], Any] | None, mode: str
     ) -> None:
         self._root, self._dir_size, self._hash_fn, self._mode = root, dir_size, hash_fn, mode
+        self._own = (root / "images").resolve()
         present = list((root / "image_data").glob("*/*.json"))
         # One above every number in use, so that nothing is overwritten.
         self._samples = 1 + max(map(_number, present), default=-1)
@@ -142,6 +144,8 @@ class _Writer:
 
     def _is_picture_of(self, source: Path, place: str) -> bool:
         target = self._root / place
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            return False
         if not os.path.isfile(target):  # noqa: PTH113 - Path.is_file raises for some names
             return False
         if os.path.isfile(source):  # noqa: PTH113
@@ -168,11 +172,14 @@ class _Writer:
 
     def _place(self, path: Path) -> str:
         """Brings a picture into the dataset; returns its path there."""
+        if self._is_own(path):
+            return (Path("images") / path.resolve().relative_to(self._own)).as_posix()
         folder = self._root / "images" / str(self._pictures // self._dir_size)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / path.name
-        if target.exists():  # pictures of different folders may share a name
-            target = folder / f"{path.stem}_{self._pictures}{path.suffix}"
+        numbers = count(self._pictures)
+        while os.path.lexists(target):  # pictures of different folders may share a name
+            target = folder / f"{path.stem}_{next(numbers)}{path.suffix}"
         try:
             if self._mode == "cp" or path.is_symlink():
                 raise OSError
@@ -184,8 +191,12 @@ class _Writer:
 
     def _drop(self, source: Path) -> None:
         """Ends a move, once the picture's sample is written."""
-        if self._mode == "mv":
+        if self._mode == "mv" and not self._is_own(source):
             source.unlink(missing_ok=True)
+
+    def _is_own(self, source: Path) -> bool:
+        """Whether it lies in the dataset already, where other samples may have it."""
+        return source.resolve().is_relative_to(self._own)
 
 
 def _digest(record: dict[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import gc
 import gzip
 import io
 import json
@@ -131,6 +132,27 @@ def test_a_conversion_stopped_at_any_write_is_finished_by_the_same_call(
     found = records(tmp_path / "data")
     assert [record["metadata"]["k"] for record in found] == list(range(5))
     assert [pixels(tmp_path / "data" / r["image_path"]) for r in found] == contents
+
+
+def test_no_picture_takes_the_place_of_another(rng, tmp_path: Path):
+    names = ("a/p_2.png", "a/p.png", "b/p.png")
+    paths = [picture(rng, tmp_path / name) for name in names]
+    contents = [pixels(path) for path in paths]
+    root = tmp_path / "data"
+    convert_dataset(root, described(paths))
+    assert [pixels(root / record["image_path"]) for record in records(root)] == contents
+
+
+def test_pictures_of_the_dataset_itself_are_not_moved_away(pictures, tmp_path: Path):
+    root = tmp_path / "data"
+    convert_dataset(root, described(pictures))
+    own = [(root / record["image_path"], record) for record in records(root)]
+    contents = [pixels(path) for path, _ in own]
+    assert convert_dataset(root, own) == 0
+    asked = ((path, {"captions": ["Q: What is this? A: a car"]}) for path, _ in own)
+    assert convert_dataset(root, asked) == 5
+    assert [pixels(root / record["image_path"]) for record in records(root)] == contents * 2
+    assert len(list((root / "images").glob("*/*"))) == 5
 
 
 def test_a_link_is_never_moved_into_a_dataset(pictures, tmp_path: Path):
@@ -438,6 +460,7 @@ def test_a_file_that_is_no_tar(tmp_path: Path, capsys):
 
 # The library's reader of tables leaves files open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::Warning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_hugging_face(pictures, tmp_path: Path, capsys, monkeypatch):
     import datasets
 
@@ -454,6 +477,7 @@ def test_hugging_face(pictures, tmp_path: Path, capsys, monkeypatch):
     (written,) = records(tmp_path / "data")
     assert written["captions"] == ["a"]
     assert pixels(tmp_path / "data" / written["image_path"]) == pixels(pictures[1])
+    gc.collect()  # the library leaves a file open; no later test shall be warned of it
 
 
 def test_help_teaches(capsys):

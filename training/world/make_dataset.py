@@ -7,7 +7,6 @@ Each sample has a caption, and a question about a fact with its answer.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from training.world.pictures import draw
 from training.world.scenes import SPLITS
 from utils.errors import UserError
 from utils.log import default_level, setup_logging
-from utils.program import run_program
+from utils.program import ProgramParser, run_program
 
 
 def entries(folder: Path, split: str, count: int, seed: int, side: int) -> Iterator[Entry]:
@@ -44,9 +43,7 @@ def entries(folder: Path, split: str, count: int, seed: int, side: int) -> Itera
 
 
 def _run(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = ProgramParser(prog="python -m training.world.make_dataset", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="the dataset's folder, a new one")
     parser.add_argument("--split", choices=SPLITS, default="held_out", help="default: %(default)s")
     for name, default in (("pictures", 200), ("seed", 0), ("side", 256)):

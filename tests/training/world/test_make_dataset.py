@@ -51,6 +51,16 @@ def test_a_seed_gives_the_same_files(tmp_path: Path):
     assert contents[0] != contents[2]
 
 
+@pytest.mark.parametrize("words", [["--picture", "3"], ["--side", "wide"], ["--split", "all"]])
+def test_wrong_options_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+):
+    assert make_dataset.main([str(tmp_path / "new"), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words[0] in line
+
+
 def test_a_folder_that_exists_is_not_added_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert make_dataset.main([str(tmp_path)]) == 2
     assert f"{tmp_path} exists" in capsys.readouterr().err
