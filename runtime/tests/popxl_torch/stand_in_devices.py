@@ -86,7 +86,9 @@ class Replayer:
     def beside(self, part: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> Any:
         return part(*inputs)
 
-    def record(self, part: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> Any:
+    def record(
+        self, part: Callable[..., Any], inputs: Sequence[torch.Tensor], in_order: bool
+    ) -> Any:
         self.recorded += 1
         # Nothing is computed yet.
         results = tuple(torch.full_like(result, 77) for result in part(*inputs))

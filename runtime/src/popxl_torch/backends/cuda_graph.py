@@ -21,8 +21,8 @@ Part = Callable[..., tuple[torch.Tensor, ...]]
 class Recorder:
     """What the recorded parts of one session share: a stream, a pool of memory, whether it works.
 
-    One pool serves all: a part's outputs are used up in the run that made them, and in a run parts
-    are replayed in the order in which they were recorded.
+    One pool serves all that are recorded in order: a part's outputs are used up in the run that
+    made them, and in a run parts are replayed in the order in which they were recorded.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,17 +41,22 @@ class Recorder:
         return results
 
     def record(
-        self, part: Part, inputs: Sequence[torch.Tensor]
+        self, part: Part, inputs: Sequence[torch.Tensor], in_order: bool
     ) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]] | None:
-        """A graph and where its results will be; nothing is computed. None if that fails."""
+        """A graph and where its results will be; nothing is computed. None if that fails.
+
+        ``in_order``: whether parts that a run replays later are recorded later, too. Else memory of
+        its own keeps its results, which theirs would overwrite.
+        """
         graph = torch.cuda.CUDAGraph()
+        pool = self.pool if in_order else None
         current = torch.cuda.current_stream(self.device)
         try:
             # Reading threads may go on; a failure leaves its stream, this comes back.
             with (
                 torch.cuda.device(self.device),
                 torch.cuda.stream(current),
-                torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"),
             ):
                 results = part(*inputs)
         except Exception as error:
@@ -81,6 +86,7 @@ class Recorded:
         self._trace = trace
         self._recorder = recorder
         self._calls = 0
+        self._in_order = True
         self._seen: object = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[torch.Tensor] = []
@@ -94,6 +100,7 @@ class Recorded:
         if self._calls and self._places() != self._seen:
             # A call that is not recorded comes first: it may take memory for what is written.
             self._graph, self._calls = None, min(self._calls, WARM_UP - 1)
+            self._in_order = False
         if self._calls < WARM_UP:
             outputs = self._recorder.beside(self._part, inputs)
             self._calls, self._seen = self._calls + 1, self._places()
@@ -112,7 +119,7 @@ class Recorded:
     def _record(self, inputs: Sequence[torch.Tensor]) -> bool:
         self._inputs = [tensor.clone() for tensor in inputs]
         before: Any = self._trace.current.loaded_bytes
-        made = self._recorder.record(self._part, self._inputs)
+        made = self._recorder.record(self._part, self._inputs, self._in_order)
         if made is None:
             return False
         self._graph, self._outputs = made

@@ -29,6 +29,7 @@ class TapeRecorder:
     def __init__(self) -> None:
         self.works = True
         self.tapes: list[Tape] = []
+        self.in_order: list[bool] = []
         self._tape: Tape | None = None
 
     def act(self, action: Callable[[], object]) -> None:
@@ -41,7 +42,8 @@ class TapeRecorder:
     def beside(self, part: Any, inputs: Any) -> Any:
         return part(*inputs)
 
-    def record(self, part: Any, inputs: Any) -> Any:
+    def record(self, part: Any, inputs: Any, in_order: bool) -> Any:
+        self.in_order.append(in_order)
         self._tape = Tape()
         self.tapes.append(self._tape)
         try:
@@ -96,6 +98,14 @@ def test_memory_that_moved_is_recorded_anew_after_a_call() -> None:
     assert len(case.recorder.tapes) == 2
 
 
+def test_a_part_that_is_recorded_anew_shares_no_memory_with_those_behind_it() -> None:
+    case = Case()
+    case.check(5)
+    case.moves = 1
+    case.check(5)
+    assert case.recorder.in_order == [True, False]
+
+
 def test_memory_that_moves_in_every_call_is_never_recorded() -> None:
     case = Case()
     for _ in range(6):
@@ -114,6 +124,6 @@ def test_an_error_ends_recording_for_all_parts(
     assert case.calls == 6
 
 
-def _refuse(recorder: TapeRecorder, part: Any, inputs: Any) -> None:
+def _refuse(recorder: TapeRecorder, part: Any, inputs: Any, in_order: bool) -> None:
     assert recorder.works, "asked again"
     recorder.works = False
