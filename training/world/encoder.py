@@ -10,7 +10,6 @@ where each thing has one position for itself, as words have: what a language mod
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from training.resnet import ModifiedResNet
 from training.world.album import Album
 from training.world.kinds import COUNTS, KINDS, PLACES
-from utils.files import atomic_file
+from training.world.stage import adamw, resume, save, set_rates
 
 _BRANCH_SCALE = 0.2  # of a fresh residual block's last norm: blocks start near their shortcuts
 _START_LOGIT = -4.0  # of a thing at a position: few things at first
@@ -130,18 +129,13 @@ def train_encoder(
     """
     torch.manual_seed(run.seed)
     model = NounCounter(encoder, channels).train()
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": run.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=run.lr, betas=(0.9, 0.95))
-    start = _resume(checkpoint, model, optimiser)
+    optimiser = adamw(model.parameters(), run.lr, run.weight_decay)
+    start = resume(checkpoint, model, [optimiser])
     counts, places = noun_targets(album)
     losses = []
     bar = tqdm(range(start, run.steps), "encoder", run.steps, initial=start, disable=None)
     for step in bar:
-        for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(run, step)
+        set_rates([optimiser], step, run.steps, run.warmup, floor=0.02)
         chosen = np.random.default_rng([run.seed, step]).integers(len(album), size=run.batch)
         numbers, place = model(album.pixels(chosen.tolist()))
         found = numbers.gather(2, counts[chosen][..., None])
@@ -153,21 +147,5 @@ def train_encoder(
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            with atomic_file(checkpoint) as file:
-                torch.save({**state, "step": step + 1}, file)
+            save(checkpoint, model, [optimiser], step + 1)
     return losses
-
-
-def _learning_rate(run: EncoderRun, step: int) -> float:
-    warm = min(1.0, (step + 1) / run.warmup)
-    return run.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / run.steps)))
-
-
-def _resume(checkpoint: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    if not checkpoint.is_file():
-        return 0
-    state = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])

@@ -32,7 +32,7 @@ from training.world.encoder import EncoderRun, train_encoder
 from training.world.text import TextRun, train_text
 from training.world.tokenizer import write_tokenizer
 from utils.log import setup_logging
-from utils.program import run_program
+from utils.program import ProgramParser, run_program
 from utils.tokenizer import load_tokenizer
 
 PRESET = "world"
@@ -118,9 +118,7 @@ def caption_config(work: Path, steps: int) -> TrainConfig:
 
 
 def _run(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = ProgramParser(description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("models") / PRESET, help="the model's folder"
     )

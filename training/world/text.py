@@ -6,7 +6,6 @@ the context's embeddings prepares the model for positions that are no exact word
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,10 @@ from tqdm import tqdm
 from transformers import GPT2Tokenizer, GPTJForCausalLM
 
 from training.world.documents import Document, Writer
-from utils.files import atomic_file
+from training.world.stage import adamw, resume, save, set_rates
 
 NO_SEGMENT = -1
 """Segment number of padding."""
-
-_BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -134,14 +131,12 @@ def train_text(
         The losses of this process's steps.
     """
     optimisers = _optimisers(lm, run)
-    step = _resume(checkpoint, lm, optimisers)
+    step = resume(checkpoint, lm, optimisers)
     writer = Writer(tokenizer)
     losses: list[float] = []
     bar = tqdm(range(step, run.steps), "text", run.steps, initial=step, unit="step", disable=None)
     for step in bar:
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak_lr"] * _share_of_peak(run, step)
+        set_rates(optimisers, step, run.steps, run.warmup, floor=0.05)
         rngs = [np.random.default_rng([run.seed, step, i]) for i in range(run.batch)]
         batch = collate([writer.document(rng) for rng in rngs], writer.end)
         noise = _noise(lm, batch, run, step)
@@ -155,7 +150,7 @@ def train_text(
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
         if (step + 1) % run.save_every == 0 or step + 1 == run.steps:
-            _save(checkpoint, lm, optimisers, step + 1)
+            save(checkpoint, lm, optimisers, step + 1)
     return losses
 
 
@@ -164,27 +159,10 @@ def _optimisers(lm: GPTJForCausalLM, run: TextRun) -> list[torch.optim.Optimizer
     in_blocks = [p for p in lm.transformer.h.parameters() if p.ndim > 1]
     known = {id(p) for p in in_blocks}
     rest = [p for p in lm.parameters() if id(p) not in known]
-    rate, decay = {"peak_lr": run.lr}, run.weight_decay
-    return [
-        torch.optim.Muon(
-            [{"params": in_blocks, "peak_lr": run.matrix_lr}],
-            weight_decay=decay,
-            adjust_lr_fn="original",
-        ),
-        torch.optim.AdamW(
-            [
-                {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay, **rate},
-                {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, **rate},
-            ],
-            betas=_BETAS,
-        ),
-    ]
-
-
-def _share_of_peak(run: TextRun, step: int) -> float:
-    warm = min(1.0, (step + 1) / run.warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * step / run.steps))
-    return warm * (0.05 + 0.95 * cosine)
+    muon = torch.optim.Muon(
+        in_blocks, lr=run.matrix_lr, weight_decay=run.weight_decay, adjust_lr_fn="original"
+    )
+    return [muon, adamw(rest, run.lr, run.weight_decay)]
 
 
 def _noise(lm: GPTJForCausalLM, batch: Batch, run: TextRun, step: int) -> torch.Tensor:
@@ -195,22 +173,3 @@ def _noise(lm: GPTJForCausalLM, batch: Batch, run: TextRun, step: int) -> torch.
     strength *= torch.rand(rows, 1, 1, generator=generator) < run.noisy
     noise = torch.randn(*batch.ids.shape, table.shape[1], generator=generator)
     return noise * strength * table.square().mean().sqrt()
-
-
-def _resume(checkpoint: Path, lm: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> int:
-    if not checkpoint.is_file():
-        return 0
-    state = torch.load(checkpoint, weights_only=True)
-    lm.load_state_dict(state["model"])
-    for optimiser, moments in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(moments)
-    return int(state["step"])
-
-
-def _save(
-    checkpoint: Path, lm: nn.Module, optimisers: Sequence[torch.optim.Optimizer], step: int
-) -> None:
-    moments = [optimiser.state_dict() for optimiser in optimisers]
-    state = {"model": lm.state_dict(), "optimisers": moments, "step": step}
-    with atomic_file(checkpoint) as file:
-        torch.save(state, file)
