@@ -21,7 +21,7 @@ from popxl_torch.executor import engine, placement
 from popxl_torch.settings import Settings
 
 from runtime.tests.popxl_torch.random_programs import draw_program, run_program
-from runtime.tests.popxl_torch.stand_in_devices import OwnMemory
+from runtime.tests.popxl_torch.stand_in_devices import OwnMemory, Replayer
 from runtime.tests.popxl_torch.streamed_models import (
     LAYERS,
     SIDE,
@@ -283,6 +283,68 @@ def test_a_part_is_recorded_once_and_replayed(path: Path, monkeypatch: pytest.Mo
         found, _ = run_model(path)
     np.testing.assert_array_equal(found, expected)
     assert (made[0].replayer.recorded, made[0].replayer.replayed) == (1, 3)
+
+
+def nested(path: Path, **options: object) -> list[np.ndarray]:
+    """Small weights in a loop in a loop, which tables do not reach; then big ones in a loop."""
+    ir = popxl.Ir()
+    for name, value in options.items():
+        ir._pb_ir.getSessionOptions().engineOptions[f"popxl_torch.{name}"] = str(value)
+    mapped = np.asarray(np.memmap(path, "float32", "r", shape=(2 * LAYERS, SIDE, SIDE)))
+    weights, shapes = {}, ((3, 8, 8), (LAYERS, 8, SIDE * SIDE // 8))
+    with ir.main_graph, popxl.in_sequence():
+        small, big = (popxl.remote_buffer(s[1:], popxl.float32, s[0]) for s in shapes)
+        for buffer in (small, big):
+            for entry in range(buffer.entries):
+                shape = buffer.tensor_shape
+                array = mapped[len(weights)].reshape(-1)[: np.prod(shape)].reshape(shape)
+                weights[popxl.remote_variable(array, buffer, entry)] = array
+
+        def inner(h: popxl.Tensor, n: popxl.Tensor) -> popxl.Tensor:
+            return ops.tanh(ops.remote_load(small, n) @ h)
+
+        def outer(h: popxl.Tensor, n: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
+            (h,) = ops.repeat(ir.create_graph(inner, h, n), 2, h, n)
+            return h, n + 1
+
+        def layer(h: popxl.Tensor, n: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
+            return h + ops.remote_load(big, n)[:, :3], n + 1
+
+        h = ops.host_load(source := popxl.h2d_stream((8, 3), popxl.float32))
+        n = popxl.constant(0, popxl.int32)
+        h, _ = ops.repeat(ir.create_graph(outer, h, n), 3, h, n)
+        h, _ = ops.repeat(ir.create_graph(layer, h, n), LAYERS, h, n)
+        ops.host_store(target := popxl.d2h_stream(h.shape, h.dtype), h)
+    session = popxl.Session(ir, "ipu_hw")
+    session.write_variables_data(weights)
+    x = np.random.default_rng(0).normal(size=(5, 8, 3)).astype("float32")
+    with session:
+        return [session.run({source: row})[target] for row in x]
+
+
+def test_nothing_is_copied_while_a_part_is_recorded(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, plan = nested(path), tmp_path / "plan"
+    with standing_in(monkeypatch):
+        nested(path, memory_plan=plan)
+    # Room for all small weights, not for all big ones.
+    budget = json.loads(plan.read_text())["peak_bytes"] - 2 * SIDE * SIDE * 4
+    record, copies = Replayer.record, []
+
+    def watched(self: Replayer, *args: Any) -> Any:
+        (link,) = made[0].links
+        before = link.copied()
+        recorded = record(self, *args)
+        copies.append(link.copied() - before)
+        return recorded
+
+    monkeypatch.setattr(Replayer, "record", watched)
+    with standing_in(monkeypatch) as made:
+        found = nested(path, memory_plan=plan, device_memory=budget)
+    assert json.loads(plan.read_text())["phases"][0]["streamed_slabs"] == 4
+    np.testing.assert_array_equal(found, expected)
+    assert copies == [0]
 
 
 def random_case(rng: np.random.Generator, replicas: int) -> tuple[Any, dict[str, np.ndarray]]:

@@ -75,7 +75,10 @@ class RemoteStore:
     def load(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """An entry's value, with the replica axis if ``varying``."""
         kept = self.get(buffer, entry)
-        read = None if self.streamer is None else self.streamer.load(buffer, entry)
+        read = None
+        if self.streamer is not None:
+            # Of what stays, loads are recorded, in which no copy may be asked for.
+            read = self.streamer.load(buffer, entry, ahead=not self.is_fixed(buffer))
         tensor = self._loaded(kept, buffer) if read is None else read
         if self.trace.active:
             self.trace.count(self.backend.nbytes(kept), copied=read is None and tensor is not kept)

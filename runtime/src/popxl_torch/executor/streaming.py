@@ -289,8 +289,13 @@ class Streamer:
         """Slots beyond the plan, taken because tensors were kept for long."""
         return max(0, len(self._pool) - self._planned_slots)
 
-    def load(self, buffer: Buffer, entry: int) -> Any | None:
+    def load(self, buffer: Buffer, entry: int, ahead: bool = True) -> Any | None:
         """The tensor of an entry; None if it is of no slab.
+
+        Args:
+            buffer: where it is.
+            entry: its number.
+            ahead: whether the slabs behind it are brought meanwhile.
 
         Raises:
             OSError: it cannot be read. A later load tries again.
@@ -299,7 +304,7 @@ class Streamer:
         if slab is None:
             return None
         if slab is not self._current:
-            self._enter(slab)
+            self._enter(slab, ahead)
         assert self._lease is not None
         key = (buffer, entry)
         return self.backend.moved(slab.tensors[key], self._lease, slab.places[key])
@@ -315,8 +320,8 @@ class Streamer:
 
     # -- slabs ------------------------------------------------------------------------------
 
-    def _enter(self, slab: HostSlab) -> None:
-        """Have a slab in memory, and the next ones under way."""
+    def _enter(self, slab: HostSlab, ahead: bool) -> None:
+        """Have a slab in memory, and the next ones under way if they may be."""
         if self._current is not None:
             self._follows[self._current] = slab
         self._current = self._lease = None
@@ -326,7 +331,7 @@ class Streamer:
             slot.bring(slab)
         # From here on the slot is in use: what is brought ahead does not touch it.
         lease = slot.lease()
-        if self._prefetch:
+        if self._prefetch and ahead:
             self._look_ahead(slab)
         if not slot.arrived:
             self._wait(slot, slab)
