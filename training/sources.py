@@ -74,11 +74,13 @@ def vqa(questions: Path, annotations: Path, images: Path, bad: Bad) -> Iterator[
     ``COCO_<data_subtype>_<image id, 12 digits>.jpg``, or ``<12 digits>.jpg``.
 
     Raises:
-        UserError: no such files.
+        UserError: no such files, or a data_subtype that is no name.
     """
     content = _read_json(questions, ("questions",))
     answers_file = _read_json(annotations, ("annotations",))
     subtype = str(content.get("data_subtype", ""))
+    if not re.fullmatch(r"[\w-]*", subtype):  # pictures are taken from their folder only
+        raise UserError(f'{questions}: "data_subtype" is {subtype!r}; expected such as val2014')
     keys = ("question_id", "answers")
     answers = _by_id(annotations, "annotations", answers_file["annotations"], keys, bad)
     keys3 = ("question_id", "image_id", "question")

@@ -33,6 +33,10 @@ _STORAGES = {
 }
 
 
+_MOST = 1 << 48
+"""Elements: what no file holds, and no 64 bits of bytes overflow with."""
+
+
 class ScriptTensor(NamedTuple):
     """Where a tensor lies: a member of the archive, and the numbers of it that are the tensor's.
 
@@ -117,7 +121,7 @@ def _tensor(
 ) -> ScriptTensor:
     _, kind, key, *_ = storage
     numbers = (offset, *shape, *strides)
-    if kind not in _STORAGES or not all(type(n) is int and n >= 0 for n in numbers):
+    if kind not in _STORAGES or not all(type(n) is int and 0 <= n < _MOST for n in numbers):
         raise UserError("a tensor of the TorchScript archive is damaged or of an unknown type")
     if len(shape) != len(strides):
         raise UserError("a tensor of the TorchScript archive is damaged")

@@ -321,6 +321,9 @@ def test_vqa(rng, tmp_path: Path, capsys):
     assert "question 3 has no text, no picture or no answers" in lines(capsys)
     assert convert(tmp_path, "vqa", questions) == 2
     assert "needs --annotations" in lines(capsys)
+    for subtype in ("../../other", "a/b", "a\0b"):
+        assert convert(tmp_path, "vqa", questions | {"data_subtype": subtype}, *extra) == 2
+        assert '"data_subtype" is' in lines(capsys)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils import torchscript
 from utils.checkpoint_files import open_tensors
 from utils.errors import UserError
 
@@ -101,6 +102,13 @@ def test_other_pickles_are_refused(archive, capsys, content, message):
     with pytest.raises(UserError, match=message):
         open_tensors(rewritten(archive[0], "/data.pkl", content))
     assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("numbers", [(-1, 2, 1), (0, True, 1), (0, 1, 1 << 70), (0, 1 << 50, 0)])
+def test_impossible_sizes_are_damage(numbers):
+    offset, size, stride = numbers
+    with pytest.raises(UserError, match="is damaged"):
+        torchscript._tensor(("storage", "FloatStorage", "0"), offset, (size,), (stride,))
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "is damaged"), (b"1234", "too short")])

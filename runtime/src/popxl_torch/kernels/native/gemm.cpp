@@ -2,8 +2,8 @@
 // queries over many keys and values of any precision; rotary positions.
 //
 // x and y are float32; w, keys and values are float16 or bfloat16 (the latter two also float32, or
-// int8 with a scale for each row), row-major with any distance between rows, so that shards of a mapped file and parts of a cache are
-// read where they are. Every product and sum is float32.
+// int8 with a scale for each row), row-major with any distance between rows, so that shards of a
+// mapped file and parts of a cache are read where they are. Every product and sum is float32.
 //
 // A plain C interface, called through ctypes: no Python, no torch. Nothing here allocates.
 //
@@ -61,9 +61,9 @@ struct Strides {  // in elements, of three outer axes and of rows
   }
 };
 
-// y = softmax(scale * q * k^T, masked) * v for each element of the outer axes. Elements of a row are
-// neighbours; those of the mask are mask_column apart. Rows of k and v are multiplied by their scales,
-// if there are any. The caller keeps the part before the pointers.
+// y = softmax(scale * q * k^T, masked) * v for each element of the outer axes. Elements of a row
+// are neighbours; those of the mask are mask_column apart. Rows of k and v are multiplied by their
+// scales, if there are any. The caller keeps the part before the pointers.
 struct Attention {
   int64_t outer[3], m, t, d, e;
   Strides q_at, k_at, v_at, y_at, k_scales_at, v_scales_at, mask_at;
