@@ -14,16 +14,7 @@ from typing import Any
 
 from popxl_torch.backends.base import Backend
 from popxl_torch.executor.remote_store import RemoteStore
-from popxl_torch.ir.opdef import kinds, opdef
-from popxl_torch.plan.steps import LONGEST, Body, Step
-
-SMALL = 1024
-"""Elements of a result that may be computed and kept."""
-
-_VIEWS = frozenset({
-    "Detach", "Expand", "Identity", "JoinColumns", "JoinRows", "Reshape", "Slice", "Split",
-    "Transpose",
-})  # fmt: skip
+from popxl_torch.plan.steps import LONGEST, VIEWS, Body, Step, is_small
 
 
 class Folder:
@@ -56,14 +47,14 @@ class Folder:
         return (self.remote.view(buffer, self.backend.integer(offset), out.varying),)
 
     def _compute(self, step: Step, inputs: Sequence[Any], weights: bool) -> tuple[Any, ...] | None:
-        is_view = step.kind in _VIEWS
-        if not is_view and (weights or not _is_small(step)):
+        is_view = step.kind in VIEWS
+        if not is_view and (weights or not is_small(step)):
             return None
         if step.kind == "Expand":
             return (self.backend.expand(inputs[0]),)
         results = self.backend.bind(step)(*inputs)
         results = (results,) if len(step.outs) == 1 else tuple(results)
-        if _is_small(step) and not weights:
+        if is_small(step) and not weights:
             return results
         return results if all(self.backend.is_view(r, inputs[0]) for r in results) else None
 
@@ -111,10 +102,3 @@ class Folder:
             if len(current) < len(starts):
                 break
         return {slot: column for slot, column in columns.items() if len(column) == count}, current
-
-
-def _is_small(step: Step) -> bool:
-    """Whether a step only computes, and next to nothing."""
-    if step.kind not in kinds() or opdef(step.kind).effect:
-        return False
-    return all(operand.spec.nelms <= SMALL for operand in (*step.ins, *step.outs))

@@ -9,20 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Buffer
-from popxl_torch.plan.steps import LONGEST, Body, Plan, Step, reads
+from popxl_torch.plan.steps import LONGEST, SMALL, VIEWS, Body, Plan, Step, is_small, reads
 
 LEAST = 8
 """Steps, those of loops counted as often as they run, for which a recording pays."""
-
-_SMALL = 1024
-"""Elements of what may be known before a run; as in executor/fold.py."""
-
-_VIEWS = frozenset({
-    "Detach", "Expand", "Identity", "JoinColumns", "JoinRows", "Reshape", "Slice", "Split",
-    "Transpose",
-})  # fmt: skip
 
 _REASONS = {
     "Decide": "it depends on data what runs",
@@ -61,7 +52,7 @@ class _Finder:
         self.written = {s.attrs["state"] for s in plan.steps() if s.kind == "WriteState"}
         self.reasons: list[str] = []
         # Slots of numbers that are known before a run, and of weights that have no fixed place.
-        self.known = {slot for slot, spec, _ in plan.constants if spec.nelms <= _SMALL}
+        self.known = {slot for slot, spec, _ in plan.constants if spec.nelms <= SMALL}
         self.passing: set[int] = set()
 
     def body(self, body: Body) -> Body:
@@ -103,7 +94,7 @@ class _Finder:
 
     def _reason(self, step: Step) -> str | None:
         if self.passing & reads(step):
-            if step.kind in _VIEWS:
+            if step.kind in VIEWS:
                 self.passing |= {out.slot for out in step.outs}
             return "it uses weights that have no fixed place"
         if step.kind in _REASONS:
@@ -123,10 +114,8 @@ class _Finder:
 
     def _is_number(self, step: Step) -> bool:
         """Whether a step only computes small results of what is known."""
-        if step.kind not in kinds() or opdef(step.kind).effect or not step.ins:
-            return False
-        small = all(operand.spec.nelms <= _SMALL for operand in (*step.ins, *step.outs))
-        return small and all(operand.slot in self.known for operand in step.ins)
+        slots = {operand.slot for operand in step.ins}
+        return bool(slots) and slots <= self.known and is_small(step)
 
     def _first(self, steps: Sequence[Step]) -> str | None:
         """The first reason of some steps; all of them are looked at."""

@@ -13,10 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.ir.records import Spec
 
 LONGEST = 4096
 """Iterations of a loop up to which it is known before a run what only depends on their number."""
+
+SMALL = 1024
+"""Elements of a result up to which it is known before a run, if all that it is made of is."""
+
+VIEWS = frozenset({
+    "Detach", "Expand", "Identity", "JoinColumns", "JoinRows", "Reshape", "Slice", "Split",
+    "Transpose",
+})  # fmt: skip
+"""Kinds that may give a view of their first input."""
 
 
 @dataclass(slots=True)
@@ -94,3 +104,10 @@ def _lines(body: Body, indent: str) -> Iterator[str]:
         yield f"{indent}{outs} = {step.kind}({ins}){frees}"
         for inner in step.bodies:
             yield from _lines(inner, indent + "    ")
+
+
+def is_small(step: Step) -> bool:
+    """Whether a step only computes, and next to nothing."""
+    if step.kind not in kinds() or opdef(step.kind).effect:
+        return False
+    return all(operand.spec.nelms <= SMALL for operand in (*step.ins, *step.outs))
