@@ -27,6 +27,7 @@ from execution.command import (
     asked_prompts,
     dump,
     generation_options,
+    planned_weights,
     score_lines,
 )
 from execution.engine import EngineOptions, check_budget
@@ -82,7 +83,7 @@ examples:
       pictures where the prompt says so, in order
   python run_inference.py --checkpoint folder --weights read --device_memory 2GiB
       in 2 GiB of memory: weights that do not fit are read from the model folder for each token;
-      with --plan_only what is kept where, without weights
+      with --plan_only what is kept where, without weights; --plan_only int8 for a folder of that
   python run_inference.py --no_image --prompt "The capital of France is"
       text alone
   python run_inference.py --image a.jpg --prompt "Is this a cat? A:" --score " yes" --score " no"
@@ -188,8 +189,8 @@ def _run(argv: Sequence[str]) -> None:
     engine = EngineOptions(
         device_memory=check_budget(options.device_memory), weights=options.weights
     )
-    if options.plan_only:
-        print(planned_memory(config, options.scheme, engine))
+    if options.plan_only is not None:
+        print(planned_memory(config, options.scheme, engine, planned_weights(config, options)))
         return
     for path in (options.dump_logits, options.dump_tokens):
         if path is not None:

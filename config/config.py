@@ -44,6 +44,12 @@ def word_or_none(text: str | None) -> str | None:
     return None if text is None or text.lower() in ("none", "null", "") else text
 
 
+def number_or_none(text: str | None) -> int | None:
+    """The number that a word of the command line means ("none": None)."""
+    word = word_or_none(text)
+    return None if word is None else int(word)
+
+
 def _popxl_dtype(precision: Precision) -> Any:
     # popxl is imported here and not above so that reading a configuration stays cheap.
     import popxl
@@ -140,8 +146,9 @@ class GPTJExecution:
     """share of an IPU's memory for temporaries, one value or one per IPU (no effect elsewhere)"""
     tensor_parallel: int = 4
     """replicas over which heads, inner sizes and vocabulary are cut"""
-    prompts_at_once: int = 1024
-    """prompts that a decoder block reads at a time, with weights loaded once for all of a run"""
+    prompts_at_once: int | None = simple_parsing.field(default=None, type=number_or_none)
+    """prompts that a decoder block reads at a time, with weights loaded once for all of a run
+    (default: as many as a memory budget has room for)"""
     attention_serialisation: int = 1
     """slices of the queries that attention computes one after the other"""
     kv_dtype: str | None = simple_parsing.field(default=None, type=word_or_none)

@@ -342,7 +342,8 @@ class _CachedProgram:
 
     def _parts(self) -> list[int]:
         """How many prompts a block reads at a time, so that its activations find room."""
-        b, most = self.config.batch, self.config.transformer.execution.prompts_at_once
+        b = self.config.batch
+        most = self.config.transformer.execution.prompts_at_once or b
         return [len(part) for part in np.array_split(np.arange(b), -(-b // most))]
 
 

@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from config.config import MagmaConfig
 from execution.answers import Answer, Piece, Stream
 from execution.engine import WEIGHTS
 from execution.magma import Score
 from execution.options import Options
 from execution.sessions import SCHEMES
+from modelling.mapping import model_weights
+from utils.checkpoint import open_checkpoint
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.images import ImageInput, load_image
 from utils.log import default_level
+from utils.model_folder import is_model_folder
+from utils.model_folder_rows import Storage, planned_tensors
+from utils.quantise import FORMATS
 from utils.sampling import TOP_P_FILTERS, softmax
 
 if TYPE_CHECKING:
@@ -69,8 +75,12 @@ def _add_model_options(parser: ArgumentParser) -> None:
     )
     model.add_argument(
         "--plan_only",
-        action="store_true",
-        help="print what would be kept where, and end: no weights are needed",
+        nargs="?",
+        const="",
+        choices=("", *FORMATS),
+        metavar="FORMAT",
+        help="print what would be kept where, and end; no weights are needed, those of a model "
+        "folder count as they are stored, and int8 and int4 stand for a folder of such weights",
     )
 
 
@@ -200,6 +210,17 @@ def generation_options(options: Namespace, samples: int, seed: int) -> Options:
         top_log_probs=options.logprobs or 0,
         output_logits=options.dump_logits is not None,
     )
+
+
+def planned_weights(config: MagmaConfig, options: Namespace) -> dict[str, np.ndarray] | None:
+    """The weights whose storage a plan counts: of a model folder, or stand-ins for those of one
+    that is to be made. None for weights in the configuration's precision."""
+    if options.plan_only:
+        return model_weights(config, planned_tensors(config, Storage(options.plan_only)))
+    path = Path(options.checkpoint or "")
+    if not is_model_folder(path):
+        return None
+    return model_weights(config, open_checkpoint(path, config))
 
 
 def asked_prompts(options: Namespace) -> list[tuple[str, list[Any]]]:

@@ -68,17 +68,22 @@ class EngineOptions:
 ENGINE_CHOICE = EngineOptions()
 
 
+class NoRoomError(UserError):
+    """A budget of memory that is too small."""
+
+
 @contextmanager
 def memory_and_files() -> Iterator[None]:
     """Around whatever has the engine plan its memory or read weights.
 
     Raises:
-        UserError: the budget is too small, or a file of weights cannot be read.
+        NoRoomError: the budget is too small.
+        UserError: a file of weights cannot be read.
     """
     try:
         yield
     except popart.session.OutOfMemoryException as error:
-        raise UserError(str(error)) from error
+        raise NoRoomError(str(error)) from error
     except OSError as error:
         if error.filename is None:
             raise

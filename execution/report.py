@@ -95,7 +95,9 @@ def memory_table(path: Path | None) -> str:
         return _NO_PLAN
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-        return "\n".join([*_phase_lines(plan["phases"]), "", *_memory_lines(plan)])
+        storages = (f"{name} {human(size)}" for name, size in plan["storages"].items())
+        weights = [*_phase_lines(plan["phases"]), "stored as: " + ", ".join(storages)]
+        return "\n".join([*weights, "", *_memory_lines(plan)])
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("%s: not a memory plan of a known form: %r", path, error)
         return _NO_PLAN
@@ -122,7 +124,7 @@ def _memory_lines(plan: Mapping[str, Any]) -> list[str]:
     rows = [
         ("resident weights", resident),
         (f"buffers ({plan['slots']} slots)", plan["slots"] * plan["slot_bytes"]),
-        ("keys, values, pictures", plan["stored_bytes"]),
+        *((_stored_name(row), row["resident_bytes"]) for row in plan["stored"]),
         ("activations", plan["activation_bytes"]),
         ("scratch", plan["scratch_bytes"]),
         ("process", plan["process_bytes"]),
@@ -131,7 +133,25 @@ def _memory_lines(plan: Mapping[str, Any]) -> list[str]:
     budget = plan["budget_bytes"]
     cells = [("memory", "bytes", ""), *((name, f"{n:,}", human(n)) for name, n in rows)]
     limit = f"{budget:,}" if budget else "none"
-    return _aligned([*cells, ("budget", limit, human(budget) if budget else "")])
+    table = _aligned([*cells, ("budget", limit, human(budget) if budget else "")])
+    return [*table, *map(_where_stored, plan["stored"])]
+
+
+def _stored_name(row: Mapping[str, Any]) -> str:
+    return "keys and values" if row["name"] == "decoder" else "pictures"
+
+
+def _where_stored(row: Mapping[str, Any]) -> str:
+    """Where keys and values are, or whatever else runs write."""
+    off = row["slabs"] - row["resident_slabs"]
+    return f"{_stored_name(row)}: " + ", ".join(
+        f"{count} of {row['slabs']} {where} ({human(size)})"
+        for count, size, where in (
+            (row["resident_slabs"], row["resident_bytes"], "on the device"),
+            (off, row["bytes"] - row["resident_bytes"], "off it"),
+        )
+        if count
+    )
 
 
 def _aligned(cells: Sequence[tuple[str, ...]]) -> list[str]:

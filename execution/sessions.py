@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import popxl_addons as addons
 
 from config.config import MagmaConfig
 from execution.cached import build_cached_program
-from execution.engine import ENGINE_CHOICE, EngineOptions, memory_and_files
+from execution.engine import ENGINE_CHOICE, EngineOptions, NoRoomError, memory_and_files
 from execution.program import build_program
 from execution.report import memory_table
 from execution.runs import MagmaSession, Runs, runs_of
@@ -29,6 +32,8 @@ MOST_SESSIONS = 2
 
 LARGEST_BATCH = 8
 """Sequences of a run at most, where nothing else is asked for."""
+
+_log = logging.getLogger(__name__)
 
 
 def check_scheme(scheme: str) -> None:
@@ -60,16 +65,90 @@ def build_session(
     return SCHEMES[scheme](config, engine)
 
 
-def planned_memory(config: MagmaConfig, scheme: str, engine: EngineOptions) -> str:
-    """The table of what a session would keep where, made without weights.
+def planned_memory(
+    config: MagmaConfig,
+    scheme: str,
+    engine: EngineOptions,
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> str:
+    """The table of what a session would keep where; nothing is computed and no weight read.
+
+    Args:
+        config: what to plan for.
+        scheme: one of SCHEMES.
+        engine: how it would be run.
+        weights: see :func:`enter_session`; how they are stored counts.
 
     Raises:
-        UserError: see :func:`build_session`.
+        UserError: see :func:`enter_session`.
     """
     with tempfile.TemporaryDirectory(prefix="magma-") as folder:
         path = Path(folder) / "memory.json"
-        build_session(config, scheme, replace(engine, memory_plan=path, plan_only=True))
-        return memory_table(path)
+        engine = replace(engine, memory_plan=path, plan_only=True)
+        session, config = enter_session(config, scheme, engine, weights)
+        session.__exit__(None, None, None)  # type: ignore[attr-defined]
+        at_once = config.transformer.execution.prompts_at_once
+        lines = [memory_table(path)]
+        if at_once is not None:
+            lines.append(f"prompts at once: {min(at_once, config.batch)} of {config.batch}")
+        return "\n".join(lines)
+
+
+def enter_session(
+    config: MagmaConfig,
+    scheme: str,
+    engine: EngineOptions,
+    weights: Mapping[str, np.ndarray] | None,
+) -> tuple[MagmaSession, MagmaConfig]:
+    """An entered session, with as many prompts at once as its budget has room for.
+
+    Args:
+        config: what to build; read, never written to.
+        scheme: one of SCHEMES.
+        engine: how it is run.
+        weights: of :func:`modelling.mapping.model_weights`; None leaves them empty, in the
+            configuration's precision.
+
+    Returns:
+        The session and what it was built of: the configuration, and in it the prompts at once where
+        there is a budget.
+
+    Raises:
+        UserError: see :func:`build_session`; the budget is too small, or weights cannot be read.
+    """
+    *others, least = _ways_to_read(config, scheme, engine)
+    for way in others:
+        with suppress(NoRoomError):
+            return _entered(way, scheme, engine, weights), way
+        gc.collect()  # what was built would count as memory of the process
+    return _entered(least, scheme, engine, weights), least
+
+
+def _ways_to_read(config: MagmaConfig, scheme: str, engine: EngineOptions) -> list[MagmaConfig]:
+    """The configuration with ever fewer prompts at once, where nothing says how many."""
+    given = config.transformer.execution.prompts_at_once
+    if engine.device_memory is None or scheme != "cached" or given is not None:
+        return [config]
+    ways = []
+    for halvings in range((config.batch - 1).bit_length() + 1):
+        ways.append(deepcopy(config))
+        ways[-1].transformer.execution.prompts_at_once = -(-config.batch >> halvings)
+    return ways
+
+
+def _entered(
+    config: MagmaConfig,
+    scheme: str,
+    engine: EngineOptions,
+    weights: Mapping[str, np.ndarray] | None,
+) -> MagmaSession:
+    with paused_collector():
+        session = build_session(config, scheme, engine)
+        if weights is not None:
+            load_weights(session, weights)
+    with memory_and_files():
+        session.__enter__()
+    return session
 
 
 def with_batch(config: MagmaConfig, batch: int) -> MagmaConfig:
@@ -175,11 +254,9 @@ class Sessions:
         if self._trace is not None:
             trace, plan = (self._trace / f"{name}_{batch}.json" for name in ("batch", "memory"))
             engine = replace(engine, trace=trace, memory_plan=plan)
-        with paused_collector():
-            session = build_session(config, self._scheme, engine)
-            load_weights(session, self._weights)
-        with memory_and_files():
-            session.__enter__()
+        session, config = enter_session(config, self._scheme, engine, self._weights)
+        if (at_once := config.transformer.execution.prompts_at_once) is not None:
+            _log.info("%d prompts are read %d at once", config.batch, min(at_once, config.batch))
         return OpenSession(session, config, runs_of(session, config, self._pad_id))
 
     def close(self) -> None:

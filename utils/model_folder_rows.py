@@ -18,7 +18,15 @@ from utils.checkpoint_layout import WORD_EMBEDDING
 from utils.errors import UserError
 from utils.folder_layout import JOINED_PROJECTION, QUANTISABLE, folder_tensors, part_of, slab_of
 from utils.model_folder import FLOATS
-from utils.quantise import FORMATS, GROUP, SCALE_SUFFIX, can_quantise, quantise, stored_shapes
+from utils.quantise import (
+    FORMATS,
+    GROUP,
+    SCALE_SUFFIX,
+    QuantisedWeight,
+    can_quantise,
+    quantise,
+    stored_shapes,
+)
 from utils.safetensors_header import ALIGNMENT
 
 Array = npt.NDArray[Any]
@@ -101,14 +109,9 @@ def folder_files(
 def _rows(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], storage: Storage) -> list[Row]:
     """A tensor of the folder; if it is quantised, its codes and its scales."""
     pieces = _pieces(checkpoint, name, shape, storage.floats)
-    if part_of(name) not in storage.quantised or len(shape) < 2:
+    if not _is_quantised(name, shape, storage):
         size_bytes = math.prod(shape) * FLOATS[storage.floats].itemsize
         return [Row(name, shape, storage.floats, size_bytes, pieces)]
-    if not can_quantise(shape, storage.dtype):
-        raise UserError(
-            f"the tensor {name} {shape} cannot be stored as {storage.dtype}, which needs rows of a "
-            f"multiple of {GROUP}; convert with --dtype int8"
-        )
 
     @lru_cache(1)
     def both() -> tuple[Array, Array]:
@@ -120,6 +123,39 @@ def _rows(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], storage: St
         Row(name + suffix, part.shape, part.dtype, part.size_bytes, lambda i=i: iter([both()[i]]))
         for i, (suffix, part) in enumerate(zip(("", SCALE_SUFFIX), stored, strict=True))
     ]
+
+
+def planned_tensors(config: MagmaConfig, storage: Storage) -> dict[str, Array]:
+    """Stand-ins for the tensors of a folder: their shapes and storage, zeros without memory."""
+
+    def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        return np.broadcast_to(np.zeros((), dtype), shape)
+
+    tensors: dict[str, Array] = {}
+    for name, entry in folder_tensors(config).items():
+        if _is_quantised(name, entry.shape, storage):
+            parts = stored_shapes(entry.shape, storage.dtype)
+            codes, scales = (zeros(part.shape, part.dtype) for part in parts)
+            tensors[name] = QuantisedWeight.of_stored(storage.dtype, codes, scales)  # type: ignore[assignment]
+        else:
+            tensors[name] = zeros(entry.shape, FLOATS[storage.floats])
+    return tensors
+
+
+def _is_quantised(name: str, shape: tuple[int, ...], storage: Storage) -> bool:
+    """Whether a tensor of the folder is quantised.
+
+    Raises:
+        UserError: it should be and does not fit the format.
+    """
+    if part_of(name) not in storage.quantised or len(shape) < 2:
+        return False
+    if not can_quantise(shape, storage.dtype):
+        raise UserError(
+            f"the tensor {name} {shape} cannot be stored as {storage.dtype}, which needs rows of a "
+            f"multiple of {GROUP}; convert with --dtype int8"
+        )
+    return True
 
 
 def _with_padding(slabs: list[list[Row]]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import run_inference
 from execution.engine import EngineOptions, check_budget
 from execution.magma import Magma
 from execution.program import build_program
+from execution.report import human
 from tests.small_configs import small_config
 from tests.small_sessions import SIZES
 from utils.checkpoint import open_checkpoint
@@ -22,8 +24,12 @@ from utils.model_folder_rows import Storage
 from utils.model_folder_writer import write_model_folder
 
 
-def _folder(tmp_path: Path, storage: str, tensor_parallel: int = 1) -> Path:
+def _folder(
+    tmp_path: Path, storage: str, tensor_parallel: int = 1, kv_dtype: str | None = None
+) -> Path:
+    tmp_path.mkdir(exist_ok=True)
     config = small_config(tensor_parallel, "float16", hidden_size=256, rotary_dim=8, **SIZES)
+    config.transformer.execution.kv_dtype = kv_dtype
     write_random_checkpoint(tmp_path / "model.pt", config, seed=3, dtype="float16")
     parts = ("blocks", "adapters", "head") if storage != "float16" else ()
     folder = tmp_path / "folder"
@@ -52,6 +58,40 @@ def test_a_model_within_a_budget_gives_the_same_bits(tmp_path: Path, storage: st
     folder = _folder(tmp_path, storage)
     expected = _logits(folder)
     np.testing.assert_array_equal(_logits(folder, weights="read"), expected)
+
+
+def _stored(folder: Path, plan: Path, **options: object) -> tuple[np.ndarray, dict]:
+    """Logits, and what the plan says of keys and values."""
+    plan.mkdir()
+    logits = _logits(folder, plan, **options)
+    content = json.loads((plan / "memory_2.json").read_text())
+    return logits, {row["name"]: row for row in content["stored"]}["decoder"] | content
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_keys_and_values_off_the_device_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_dtype: str | None
+):
+    # What the process has besides is not the same from one session to the next.
+    monkeypatch.setattr("popxl_torch.executor.placement.anonymous_bytes", lambda: 0)
+    folder = _folder(tmp_path, "float16", kv_dtype=kv_dtype)
+    expected, plan = _stored(folder, tmp_path / "all")
+    assert plan["resident_slabs"] == plan["slabs"] == 2
+    least = plan["peak_bytes"] - plan["stored_bytes"]
+    for budget, layers in ((least, 0), (plan["peak_bytes"] - 1, 1)):
+        found, row = _stored(folder, tmp_path / str(layers), device_memory=budget)
+        assert row["resident_slabs"] == layers
+        assert row["peak_bytes"] <= budget
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_keys_and_values_in_int8_take_half(tmp_path: Path):
+    rows = [
+        _stored(_folder(tmp_path / name, "float16", kv_dtype=kept), tmp_path / f"plan{name}")[1]
+        for name, kept in (("a", None), ("b", "int8"))
+    ]
+    codes_and_scales = (64 + 4) / (2 * 64)  # 64 channels a head
+    assert rows[1]["bytes"] == codes_and_scales * rows[0]["bytes"]
 
 
 def test_a_budget_is_kept_or_refused_with_what_is_needed(tmp_path: Path):
@@ -107,3 +147,41 @@ def test_the_plan_needs_no_weights(capsys: pytest.CaptureFixture[str]):
     assert all(word in table for word in ("image_prefix", "lm_head", "activations", "4.00 GiB"))
     assert run_inference.main([*argv[:-1], "1MiB"]) == 2
     assert "are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_a_plan_counts_weights_as_a_folder_stores_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], storage: str
+):
+    folder = _folder(tmp_path, storage)
+    magma = Magma.from_pretrained(folder, max_batch=1, trace=tmp_path, weights="read")
+    with magma:
+        magma.generate(None, "A", max_new_tokens=1)
+    run = json.loads((tmp_path / "memory_1.json").read_text())
+    assert run["storages"].keys() == {storage, "float16"}
+    argv = ["--weights", "read", "--device_memory", "4GiB"]
+    assert run_inference.main(["--checkpoint", str(folder), *argv, "--plan_only"]) == 0
+    table = capsys.readouterr().out
+    assert f"stored as: {_said(run['storages'])}" in table
+    # Resident parts are those of the run to the page.
+    for phase in run["phases"]:
+        (line,) = (line for line in table.split("\n") if line.startswith(f"{phase['name']} "))
+        assert human(phase["bytes"]) in line
+
+
+def _said(storages: dict[str, int]) -> str:
+    return ", ".join(f"{name} {human(size)}" for name, size in storages.items())
+
+
+def test_a_plan_for_a_folder_that_is_to_be_made(capsys: pytest.CaptureFixture[str]):
+    sizes = []
+    for form in ("float16", "int8", "int4"):
+        argv = ["--config", "world", "--plan_only", *([form] if form != "float16" else [])]
+        assert run_inference.main(argv) == 0
+        table = capsys.readouterr().out
+        (line,) = (line for line in table.split("\n") if line.startswith("decoder"))
+        number, unit = line.split()[2:4]
+        sizes.append(float(number) * {"KiB": 1, "MiB": 1024}[unit])
+        assert form in table
+    assert 1.6 < sizes[0] / sizes[1] < 2
+    assert 2.5 < sizes[0] / sizes[2] < 4

@@ -73,6 +73,13 @@ PLAN = {
          "resident_bytes": 1 << 20, "streamed_slabs": 27, "streamed_bytes": 27 << 20,
          "mapped_bytes": 0},
     ],
+    "storages": {"int8": 27 << 20, "float16": 1 << 20},
+    "stored": [
+        {"name": "decoder", "slabs": 28, "bytes": 28 << 10, "resident_slabs": 20,
+         "resident_bytes": 20 << 10},
+        {"name": "", "slabs": 1, "bytes": 4096, "resident_slabs": 1,
+         "resident_bytes": 4096},
+    ],
     "slots": 2, "slot_bytes": 1 << 20, "process_bytes": 5, "activation_bytes": 6,
     "stored_bytes": 7, "scratch_bytes": 8, "peak_bytes": (3 << 20) + 26,
 }  # fmt: skip
@@ -85,11 +92,17 @@ def test_table_of_a_memory_plan(tmp_path: Path) -> None:
     resident, streamed = ["1", "=", "1.00", "MiB"], ["27", "=", "27.00", "MiB"]
     assert rows["decoder"][1:] == ["28", "28.00", "MiB", *resident, *streamed, "-"]
     assert rows["total"][1:] == ["29", "28.00", "MiB", *resident, *streamed, "2.00", "KiB"]
+    assert "stored as: int8 27.00 MiB, float16 1.00 MiB" in rows
     assert rows["buffers (2 slots)"][-3] == "2,097,152"
     assert rows["peak"][1:] == ["3,145,754", "3.00", "MiB"]
     assert rows["budget"][1:] == ["2,147,483,648", "2.00", "GiB"]
+    assert rows["keys and values"][-3:] == ["20,480", "20.00", "KiB"]
+    assert table.split("\n")[-2:] == [
+        "keys and values: 20 of 28 on the device (20.00 KiB), 8 of 28 off it (8.00 KiB)",
+        "pictures: 1 of 1 on the device (4.00 KiB)",
+    ]
     without = memory_table(_write(tmp_path / "plan.json", PLAN | {"budget_bytes": 0}))
-    assert without.split("\n")[-1].split() == ["budget", "none"]
+    assert without.split("\n")[-3].split() == ["budget", "none"]
 
 
 @pytest.mark.parametrize("content", [None, [], {}, {"phases": [{"name": "x"}]}])

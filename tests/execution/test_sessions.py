@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from config.config import MagmaConfig
 from execution import sessions
-from execution.engine import EngineOptions
+from execution.engine import EngineOptions, NoRoomError
+from execution.runs import runs_of
 from execution.sessions import (
     OneSession,
     Sessions,
     build_session,
+    enter_session,
     planned_memory,
     with_batch,
 )
+from modelling.mapping import model_weights
 from tests.small_configs import small_config
+from tests.small_sessions import WEIGHTS_SEED
+from tests.tolerances import FLOAT32, assert_close
 from utils.errors import UserError
+from utils.random_tensors import RandomTensors
 
 
 class FakeSession:
@@ -130,3 +139,54 @@ def test_what_cannot_be_built_is_named():
     config.transformer.layers = 0
     with pytest.raises(UserError, match="layers is 0"):
         build_session(config, "cached")
+
+
+BATCH = 4
+PROMPTS = [[n, *range(40 + 9 * n)] for n in range(BATCH)]
+
+
+@pytest.fixture
+def config_of_four(monkeypatch: pytest.MonkeyPatch) -> MagmaConfig:
+    # What the process has besides is not the same from one session to the next.
+    monkeypatch.setattr("popxl_torch.executor.placement.anonymous_bytes", lambda: 0)
+    return small_config(batch=BATCH, text_tokens=252, image_resolution=64)
+
+
+def _least(config: MagmaConfig, at_once: int, tmp_path: Path) -> int:
+    """The least budget for so many prompts at once."""
+    config = deepcopy(config)
+    config.transformer.execution.prompts_at_once = at_once
+    file = tmp_path / "plan.json"
+    session, _ = enter_session(
+        config, "cached", EngineOptions(plan_only=True, memory_plan=file), None
+    )
+    session.__exit__(None, None, None)  # type: ignore[attr-defined]
+    plan = json.loads(file.read_text())
+    return plan["peak_bytes"] - plan["stored_bytes"]
+
+
+def test_as_many_prompts_at_once_as_fit(config_of_four: MagmaConfig, tmp_path: Path):
+    config = config_of_four
+    needed = {at_once: _least(config, at_once, tmp_path) for at_once in (4, 2, 1)}
+    assert needed[4] > needed[2] > needed[1]
+    for budget, at_once in ((needed[4], 4), (needed[4] - 1, 2), (needed[2] - 1, 1)):
+        table = planned_memory(config, "cached", EngineOptions(device_memory=budget))
+        assert table.endswith(f"prompts at once: {at_once} of 4")
+    with pytest.raises(NoRoomError, match=f"at least {needed[1]:,} are needed"):
+        planned_memory(config, "cached", EngineOptions(device_memory=needed[1] - 1))
+
+
+def test_runs_within_a_budget_read_prompts_part_by_part(
+    config_of_four: MagmaConfig, tmp_path: Path
+):
+    config = config_of_four
+    weights = model_weights(config, RandomTensors(config, WEIGHTS_SEED, "float32"))
+    found = []
+    for budget in (None, _least(config, 1, tmp_path)):
+        engine = EngineOptions(device_memory=budget)
+        session, used = enter_session(config, "cached", engine, weights)
+        assert used.transformer.execution.prompts_at_once == (1 if budget else None)
+        runs = runs_of(session, used, pad_id=0)
+        found.append(np.stack([runs.start(None, PROMPTS), runs.step([1, 2, 3, 4])]))
+        session.__exit__(None, None, None)  # type: ignore[attr-defined]
+    assert_close(found[1], found[0], FLOAT32)

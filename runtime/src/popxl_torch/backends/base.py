@@ -40,8 +40,9 @@ class Backend(Protocol):
         """Zeros where runs write remote memory: on the device."""
         ...
 
-    def remote_copy(self, tensor: Any, spec: Spec) -> Any:
-        """A copy where runs write remote memory, in the spec's storage dtype."""
+    def remote_copy(self, tensor: Any, spec: Spec, memory: np.ndarray | None = None) -> Any:
+        """A copy where runs write remote memory, in the spec's storage dtype; at the head of bytes
+        of the host if some are given."""
         ...
 
     def remote_window(

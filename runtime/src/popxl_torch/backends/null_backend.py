@@ -41,7 +41,7 @@ class NullBackend:
 
     def from_host(self, array: np.ndarray, spec: Spec) -> NullTensor:
         """The spec; the data are not touched."""
-        return NullTensor(spec, array.ndim > len(spec.shape))
+        return NullTensor(spec, len(array.shape) > len(spec.shape))
 
     def to_host(self, tensor: NullTensor, spec: Spec) -> np.ndarray:
         """Zeros without memory of their own."""
@@ -54,7 +54,9 @@ class NullBackend:
         """The spec."""
         return NullTensor(spec)
 
-    def remote_copy(self, tensor: NullTensor, spec: Spec) -> NullTensor:
+    def remote_copy(
+        self, tensor: NullTensor, spec: Spec, memory: np.ndarray | None = None
+    ) -> NullTensor:
         """The tensor."""
         return tensor
 

@@ -101,9 +101,14 @@ class TorchBackend:
         """Zeros on the device: what runs write stays there."""
         return torch.zeros(spec.shape, dtype=storage_dtype(spec.dtype), device=self.device)
 
-    def remote_copy(self, tensor: torch.Tensor, spec: Spec) -> torch.Tensor:
-        """A contiguous copy on the device."""
-        return self.stored(tensor, spec)
+    def remote_copy(
+        self, tensor: torch.Tensor, spec: Spec, memory: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """A contiguous copy: on the device, or in the memory that is given."""
+        if memory is None:
+            return self.stored(tensor, spec)
+        place = torch.frombuffer(memory, dtype=storage_dtype(spec.dtype), count=tensor.numel())
+        return place.view(tensor.shape).copy_(tensor)
 
     def remote_window(
         self,

@@ -18,6 +18,7 @@ from popxl_torch.executor.placement import Placer
 from popxl_torch.executor.planner import Planner, Way
 from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.executor.run import BoundPlan
+from popxl_torch.executor.streaming import Entry
 from popxl_torch.executor.trace import Trace
 from popxl_torch.executor.variables import from_replicas, to_device_layout
 from popxl_torch.ir.records import Program, Stream, Value
@@ -54,8 +55,6 @@ class Engine:
         self._plans: dict[Any, tuple[BoundPlan, Varying]] = {}
         self._placed = False
         self._placer = Placer(self.planner, remote, settings, device)
-        if self._placer.active and settings.backend == "null":
-            self._placer.plan_specs(self.variables, self.varying)
         self._records = settings.cuda_graphs and not self.backend.shares_host
         self._interpreter: Interpreter | None = None
         if settings.executor == "interpreter":
@@ -78,12 +77,12 @@ class Engine:
         self.memory.states.clear()
         self.varying = varying_sources(self.variables)
         changed = False
-        layouts = []
+        layouts = {}
         for value in self.variables:
             data = value.data
             layout = to_device_layout(data, value.spec)
             if data.buffer is not None:
-                layouts.append(layout)
+                layouts[data.buffer, data.entry] = layout
                 tensor = self.backend.remote_view(layout, data.buffer.spec)
                 changed |= self.memory.remote.put(data.buffer, data.entry, tensor)
             else:
@@ -100,10 +99,9 @@ class Engine:
         self._forget_ready()
         self._execute(self._way("from_host"))
 
-    def _place(self, layouts: list[Any], changed: bool) -> None:
+    def _place(self, layouts: dict[Entry, Any], changed: bool) -> None:
         """Read weights from their files where that is asked for; the budget is checked."""
-        is_new = changed or not self._placed
-        if self._placer.active and self.settings.backend != "null" and is_new:
+        if self._placer.active and (changed or not self._placed):
             self._placer.place(layouts, self.varying.copy())
         self._placed = True
 

@@ -4,6 +4,9 @@
      "phases": [{"name": str, "slabs": int, "bytes": int,
                  "resident_slabs": int, "resident_bytes": int,
                  "streamed_slabs": int, "streamed_bytes": int, "mapped_bytes": int}],
+     "storages": {str: int},
+     "stored": [{"name": str, "slabs": int, "bytes": int,
+                 "resident_slabs": int, "resident_bytes": int}],
      "slots": int, "slot_bytes": int,
      "process_bytes": int, "activation_bytes": int, "stored_bytes": int, "scratch_bytes": int,
      "peak_bytes": int}
@@ -12,18 +15,21 @@ A budget of 0 is none. Phases are name scopes, in the order in which their weigh
 ``resident`` weights are in the session's own memory throughout, ``streamed`` ones pass through the
 slots, ``mapped`` ones are used where they lie, in files or in the host's arrays, and are in no
 budget: these are all weights that are mapped, tables of which only rows are read, and weights that
-are no files'. ``stored_bytes`` are the remote buffers that runs write, such as keys and values;
-``process_bytes`` what the process had before; ``scratch_bytes`` what is set aside for all that
-cannot be planned: workspaces of kernels, plans. ``peak_bytes`` is all that is in the device's
-memory at a time.
+are no files'. ``storages`` are the bytes of all weights by their dtype or quantised format,
+``stored`` the remote buffers that runs write, such as keys and values, by the name scope that
+writes them first; those that are not resident lie in a file (executor/spill.py). ``stored_bytes``
+are the resident ones; ``process_bytes`` what the process had before; ``scratch_bytes`` what is set
+aside for all that cannot be planned: workspaces of kernels, plans. ``peak_bytes`` is all that is in
+the device's memory at a time.
 
-A GPU has memory of its own, so no weights are ``mapped`` there but tables that would not fit beside
-everything else; there is always a budget, what is free if none was given; and activations count
-twice where runs are recorded, as recordings have memory of their own.
+A GPU has memory of its own, in which all that runs write stays. No weights are ``mapped`` there but
+tables that would not fit beside everything else; there is always a budget, what is free if none was
+given; and activations count twice where runs are recorded, as recordings have memory of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -38,9 +44,10 @@ from popxl_torch.executor.device_slots import DeviceSlots
 from popxl_torch.executor.file_ranges import MappedFiles, memory_range
 from popxl_torch.executor.planner import Planner
 from popxl_torch.executor.remote_store import RemoteStore
+from popxl_torch.executor.spill import Spill
 from popxl_torch.executor.streaming import Entry, HostSlab, HostSlots, SlotMaker, Streamer
 from popxl_torch.ir.errors import OutOfMemoryException
-from popxl_torch.ir.records import Buffer, Value
+from popxl_torch.ir.records import Buffer, Spec
 from popxl_torch.passes.find_slabs import LoadedTogether
 from popxl_torch.passes.mark_uniform import Varying
 from popxl_torch.plan.memory import spec_bytes
@@ -67,21 +74,11 @@ class Placer:
         self._limits = False
         self.active = self._brings or bool(settings.device_memory or settings.memory_plan)
 
-    def plan_specs(self, variables: Iterable[Value], varying: Varying) -> None:
-        """Plan by what variables say of themselves: their weights are never there.
-
-        Raises:
-            OutOfMemoryException: the budget is too small.
-        """
-        sizes = variable_bytes(variables, self._backend.replicas)
-        slabs, tables = self._loaded(sizes)
-        self._plan(slabs, tables, sizes, varying)
-
-    def place(self, arrays: Iterable[object], varying: Varying) -> None:
-        """Plan for the weights that are there now.
+    def place(self, arrays: Mapping[Entry, Any], varying: Varying) -> None:
+        """Plan for the weights that are there now; where nothing is computed, nothing is brought.
 
         Args:
-            arrays: the host's arrays that remote memory is made of.
+            arrays: the host's, that remote memory is made of.
             varying: what differs between replicas.
 
         Raises:
@@ -89,23 +86,26 @@ class Placer:
             OSError: a file cannot be read.
         """
         self.release()
-        sizes = entry_bytes(self.remote)
-        files = mapped_files(arrays)
-        slabs, tables = (
-            host_slabs(found, self.remote, files, self._own_memory) for found in self._loaded(sizes)
-        )
-        chosen, residency = self._plan([*slabs], [*tables], sizes, varying)
+        slabs, tables = self._loaded({e: stored_as(a, e[0].spec)[1] for e, a in arrays.items()})
+        if self.settings.backend == "null":
+            self._plan(slabs, tables, arrays, varying)
+            return
+        files = mapped_files(arrays.values())
+        on_host = host_slabs(slabs, self.remote, files, self._own_memory)
+        rows = host_slabs(tables, self.remote, files, self._own_memory)
+        chosen, residency = self._plan([*on_host], [*rows], arrays, varying)
+        self._spill(residency)
         if self._own_memory and self.settings.device_memory > 0:
             self._backend.limit_memory(self.settings.device_memory)
             self._limits = True
         if chosen:
-            on_host = [({**slabs, **tables})[slab] for slab in chosen]
+            brought = [{**on_host, **rows}[slab] for slab in chosen]
             self.remote.streamer = Streamer(
-                on_host,
+                brought,
                 residency.resident,
                 residency.slots,
                 self.settings.prefetch,
-                self._slot_maker(on_host, residency),
+                self._slot_maker(brought, residency),
                 self._backend,
                 self.remote.trace,
             )
@@ -129,7 +129,7 @@ class Placer:
         return loaded_slabs(slabs, sizes), loaded_slabs(tables, sizes)
 
     def _plan(
-        self, slabs: list[Slab], tables: list[Slab], sizes: Mapping[Entry, int], varying: Varying
+        self, slabs: list[Slab], tables: list[Slab], arrays: Mapping[Entry, Any], varying: Varying
     ) -> tuple[list[Slab], Residency]:
         """The slabs that are brought, and which of them stay. Tables do if there is room for all;
         else their rows are read on the host."""
@@ -138,28 +138,51 @@ class Placer:
         budget = budget_of(self.settings, used, self._backend)
         whole = fixed.total + sum(slab.num_bytes for slab in (*slabs, *tables))
         chosen = slabs if budget and whole > budget else [*slabs, *tables]
-        residency = plan(chosen, fixed, budget, self.settings.prefetch)
+        movable = [] if self._own_memory else self._stored
+        residency = plan(chosen, movable, fixed, budget, self.settings.prefetch)
         if self._own_memory:
-            self.remote.resident = _wholly(chosen, residency, sizes)
+            residency = replace(residency, stored=tuple(range(len(self._stored))))
+            self.remote.resident = _wholly(chosen, residency, arrays)
             self.remote.tables = frozenset(
                 buffer for slab in tables if slab not in chosen for buffer, _ in slab.entries
             )
         if self.settings.memory_plan:
-            about = (self.device, self.settings.weights, budget)
-            content = report(self.planner.slabs(), sizes, chosen, residency, fixed, about)
+            about = {"version": 1, "device": self.device, "weights": self.settings.weights}
+            content = about | {
+                "budget_bytes": budget,
+                "phases": phase_rows(self.planner.slabs(), arrays, chosen, residency),
+                "storages": storage_bytes(arrays),
+                "stored": stored_rows(self._stored, residency),
+            }
+            content |= totals(self._stored, residency, fixed)
             write_report(self.settings.memory_plan, content)
         return chosen, residency
 
     def _fixed(self, varying: Varying, used: int) -> Fixed:
         activations = self.planner.activation_bytes(varying, not self._own_memory)
-        stored = stored_bytes(self.remote.stored, self._backend.replicas)
         if not self._own_memory:
-            return Fixed(used, activations, stored, SCRATCH_BYTES)
+            return Fixed(used, activations, 0, SCRATCH_BYTES)
         if self.settings.cuda_graphs:
             activations *= 2
         # Stored buffers may be there from before.
         kept = sum(self._backend.nbytes(self.remote.get(*entry)) for entry in self.remote.owned)
+        stored = sum(slab.num_bytes for slab in self._stored)
         return Fixed(max(used - kept, 0), activations, stored, DEVICE_SCRATCH_BYTES)
+
+    def _spill(self, residency: Residency) -> None:
+        """Have a file for what runs store to and is not to stay in memory."""
+        sizes = stored_bytes(self.remote.stored, self._backend.replicas)
+        for number in residency.stored:
+            for entry in self._stored[number].entries:
+                del sizes[entry]
+        if sizes.keys() != (self.remote.spill.sizes.keys() if self.remote.spill else set()):
+            self.remote.spill_to(Spill(sizes) if sizes else None)
+
+    @functools.cached_property
+    def _stored(self) -> list[Slab]:
+        """What runs store to, in the order of execution."""
+        sizes = stored_bytes(self.remote.stored, self._backend.replicas)
+        return loaded_slabs(self.planner.stored(), sizes)
 
     def _slot_maker(self, slabs: list[HostSlab], residency: Residency) -> SlotMaker:
         if not self._own_memory:
@@ -174,8 +197,10 @@ class Placer:
         return DeviceSlots(self._backend.link(), slabs, pinned, self.settings.weights == "read")
 
 
-SCRATCH_BYTES = 96 << 20
-"""Twice what a model of 6 billion parameters was seen to take."""
+SCRATCH_BYTES = 192 << 20
+"""Workspaces of products and plans. A model of 6 billion parameters was seen to take 107 MiB for a
+prompt of 2048 positions; tiles of quantised matrices are 64 MiB more."""
+
 
 DEVICE_SCRATCH_BYTES = 256 << 20
 """On a GPU: workspaces of its libraries (up to 32 MiB for each of two streams), what kernels hold
@@ -184,7 +209,8 @@ besides their results, rounding of the allocator. An estimate: nothing was measu
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Bytes that a session needs besides weights: see the file's format."""
+    """Bytes that a session needs besides weights: see the file's format. ``stored`` are those that
+    cannot be elsewhere."""
 
     process: int
     activations: int
@@ -197,19 +223,23 @@ class Fixed:
         return self.process + self.activations + self.stored + self.scratch
 
 
-def variable_bytes(variables: Iterable[Value], replicas: int) -> dict[Entry, int]:
-    """Bytes of the entries of remote variables, as their specs say."""
-    sizes = {}
-    for data in (value.data for value in variables):
-        if data.buffer is not None:
-            copies = replicas if data.num_groups > 1 else 1
-            sizes[data.buffer, data.entry] = copies * spec_bytes(data.buffer.spec)
-    return sizes
+def stored_as(array: Any, spec: Spec) -> tuple[str, int]:
+    """How a host's array is stored in remote memory: format or dtype, and bytes."""
+    storage = getattr(array, "popxl_storage", None)
+    if storage is not None:
+        parts = (storage[key] for key in ("codes", "scales"))
+        return storage["format"], sum(part.nbytes for part in parts if part is not None)
+    copies = array.shape[0] if len(array.shape) > len(spec.shape) else 1
+    return spec.dtype, copies * spec_bytes(spec)
 
 
-def entry_bytes(remote: RemoteStore) -> dict[Entry, int]:
-    """Bytes of the entries that a session has, as they are stored."""
-    return {entry: remote.backend.nbytes(tensor) for entry, tensor in remote.entries.items()}
+def storage_bytes(arrays: Mapping[Entry, Any]) -> dict[str, int]:
+    """The file's ``storages``."""
+    found: dict[str, int] = {}
+    for (buffer, _), array in arrays.items():
+        kind, size = stored_as(array, buffer.spec)
+        found[kind] = found.get(kind, 0) + size
+    return found
 
 
 def loaded_slabs(groups: Iterable[LoadedTogether], sizes: Mapping[Entry, int]) -> list[Slab]:
@@ -262,21 +292,23 @@ def host_slabs(
 
 
 def _wholly(
-    slabs: Sequence[Slab], residency: Residency, sizes: Mapping[Entry, int]
+    slabs: Sequence[Slab], residency: Residency, entries: Iterable[Entry]
 ) -> frozenset[Buffer]:
     """Buffers of which every entry stays."""
     stay = {entry for number in residency.resident for entry in slabs[number].entries}
-    others = {buffer for (buffer, number) in sizes if (buffer, number) not in stay}
+    others = {buffer for (buffer, number) in entries if (buffer, number) not in stay}
     return frozenset({buffer for buffer, _ in stay} - others)
 
 
-def stored_bytes(stored: Iterable[Buffer], replicas: int) -> int:
-    """Bytes of the remote buffers that runs write, if replicas differ."""
-    return sum(spec_bytes(b.spec) * b.entries * replicas for b in stored)
+def stored_bytes(stored: Iterable[Buffer], replicas: int) -> dict[Entry, int]:
+    """Bytes of the entries of remote buffers that runs write, if replicas differ."""
+    return {(b, n): spec_bytes(b.spec) * replicas for b in stored for n in range(b.entries)}
 
 
-def plan(slabs: Sequence[Slab], fixed: Fixed, budget: int, prefetch: int) -> Residency:
-    """The plan within a budget.
+def plan(
+    slabs: Sequence[Slab], stored: Sequence[Slab], fixed: Fixed, budget: int, prefetch: int
+) -> Residency:
+    """The plan within a budget, of weights and of what runs store to.
 
     Raises:
         OutOfMemoryException: the budget is too small.
@@ -288,7 +320,7 @@ def plan(slabs: Sequence[Slab], fixed: Fixed, budget: int, prefetch: int) -> Res
         "scratch": fixed.scratch,
     }
     try:
-        return plan_residency(slabs, needs, budget, prefetch)
+        return plan_residency(slabs, needs, budget, prefetch, stored)
     except BudgetError as error:
         raise OutOfMemoryException(str(error)) from None
 
@@ -329,15 +361,14 @@ def _kibibytes(path: str, key: str) -> int:
     return 0
 
 
-def report(
+def phase_rows(
     groups: Iterable[LoadedTogether],
-    sizes: Mapping[Entry, int],
+    arrays: Mapping[Entry, Any],
     slabs: Sequence[Slab],
     residency: Residency,
-    fixed: Fixed,
-    about: tuple[str, str, int],
-) -> dict[str, Any]:
-    """The contents of the file; ``about`` are device, way of weights and budget."""
+) -> list[dict[str, Any]]:
+    """The file's ``phases``."""
+    sizes = {entry: stored_as(array, entry[0].spec)[1] for entry, array in arrays.items()}
     phases: dict[str, dict[str, Any]] = {}
     keys = ("slabs", "bytes", "resident_slabs", "resident_bytes", "streamed_slabs")
     for group in groups:
@@ -355,15 +386,29 @@ def report(
         row[f"{kind}_slabs"] += 1
         row[f"{kind}_bytes"] += slab.num_bytes
         row["mapped_bytes"] -= sum(sizes[entry] for entry in slab.entries)
+    return list(phases.values())
+
+
+def stored_rows(stored: Sequence[Slab], residency: Residency) -> list[dict[str, Any]]:
+    """The file's ``stored``."""
+    rows: dict[str, dict[str, Any]] = {}
+    keys = ("slabs", "bytes", "resident_slabs", "resident_bytes")
+    for number, slab in enumerate(stored):
+        row = rows.setdefault(slab.phase, {"name": slab.phase} | dict.fromkeys(keys, 0))
+        for kind in ("", "resident_") if number in residency.stored else ("",):
+            row[f"{kind}slabs"] += 1
+            row[f"{kind}bytes"] += slab.num_bytes
+    return list(rows.values())
+
+
+def totals(stored: Sequence[Slab], residency: Residency, fixed: Fixed) -> dict[str, int]:
+    """The file's last lines."""
     return {
-        "version": 1,
-        **dict(zip(("device", "weights", "budget_bytes"), about, strict=True)),
-        "phases": list(phases.values()),
         "slots": residency.slots,
         "slot_bytes": residency.slot_bytes,
         "process_bytes": fixed.process,
         "activation_bytes": fixed.activations,
-        "stored_bytes": fixed.stored,
+        "stored_bytes": sum(stored[number].num_bytes for number in residency.stored),
         "scratch_bytes": fixed.scratch,
         "peak_bytes": residency.peak_bytes,
     }

@@ -7,7 +7,7 @@ program that is known runs no pass at all.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from popxl_torch.executor.run import BoundPlan
 from popxl_torch.executor.steps import step_kinds
 from popxl_torch.ir.records import Buffer, Program, Stream
 from popxl_torch.passes import ssa
-from popxl_torch.passes.find_slabs import LoadedTogether, find_slabs
+from popxl_torch.passes.find_slabs import LoadedTogether, find_slabs, find_stored
 from popxl_torch.passes.mark_uniform import Varying
 from popxl_torch.passes.pipeline import specialise, to_functional
 from popxl_torch.passes.resolve_branches import Choices, Path, find_choices, take
@@ -124,7 +124,13 @@ class Planner:
 
     def slabs(self) -> list[LoadedTogether]:
         """What the main block loads together."""
+        return self._groups("slabs", lambda: find_slabs(self.functional))
 
+    def stored(self) -> list[LoadedTogether]:
+        """What the main block stores to together."""
+        return self._groups("stored", lambda: find_stored(self.functional))
+
+    def _groups(self, what: str, build: Callable[[], list[LoadedTogether]]) -> list[LoadedTogether]:
         def dump(groups: list[LoadedTogether]) -> Any:
             return [
                 [g.phase, list(map(self._portable.refer, g.buffers)), g.places, g.gathered]
@@ -139,7 +145,7 @@ class Planner:
                 for phase, buffers, places, rows in content
             ]
 
-        return self._cache.get(("slabs",), lambda: find_slabs(self.functional), dump, load)
+        return self._cache.get((what,), build, dump, load)
 
     def activation_bytes(self, sources: Varying, shares_host: bool = True) -> int:
         """Most bytes of intermediate values in a run of the main block, whatever way it takes.

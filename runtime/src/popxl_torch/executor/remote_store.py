@@ -4,8 +4,9 @@ An entry is a tensor, with a leading replica axis if replicas differ. Entries th
 are views of the host's arrays, and a load hands them out as they are: in one memory a load is a
 view, unless their files are to be read instead (see executor/streaming.py). For a device with
 memory of its own they are brought there in the same way; tables of which only rows are used may
-stay where they are. Entries of buffers that runs store to lie on the device. They are copied on
-load and on store, except by ``update``, which writes a window of an entry in place (see
+stay where they are. Entries of buffers that runs store to lie on the device, or in a file if there
+is no room for them (see executor/spill.py). They are copied on store, and on load where the run may
+store to them as well, except by ``update``, which writes a window of an entry in place (see
 passes/update_remote.py); ``owned`` are the entries whose memory is the store's alone.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Collection
 from typing import Any
 
 from popxl_torch.backends.base import Backend
+from popxl_torch.executor.spill import Spill
 from popxl_torch.executor.streaming import Streamer
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.errors import popart_runtime_error
@@ -38,6 +40,7 @@ class RemoteStore:
         self.entries: dict[tuple[Buffer, int], Any] = {}
         self.owned: set[tuple[Buffer, int]] = set()
         self.streamer: Streamer | None = None
+        self.spill: Spill | None = None
         self.resident: frozenset[Buffer] = frozenset()
         self.tables: frozenset[Buffer] = frozenset()
         self.moves: Counter[Buffer] = Counter()
@@ -56,9 +59,31 @@ class RemoteStore:
         found = self.entries.get((buffer, entry))
         if found is None:
             found = self.backend.remote_zeros(buffer.spec)
+            memory = None if self.spill is None else self.spill.memory((buffer, entry))
+            if memory is not None:
+                found = self.backend.remote_copy(found, buffer.spec, memory)
             self._set(buffer, entry, found)
             self.owned.add((buffer, entry))
         return found
+
+    def spill_to(self, spill: Spill | None) -> None:
+        """Have a file for some of the entries that runs store to, instead of the one before."""
+        moved = [
+            entry
+            for entry in self.owned
+            if any(file is not None and entry in file.sizes for file in (spill, self.spill))
+        ]
+        self.spill = spill
+        for entry in moved:
+            self._own(*entry, self.entries[entry])
+
+    def _own(self, buffer: Buffer, entry: int, tensor: Any) -> Any:
+        """Let an entry be a copy of a value, in memory of the store's own; returns it."""
+        memory = None if self.spill is None else self.spill.memory((buffer, entry))
+        kept = self.backend.remote_copy(tensor, buffer.spec, memory)
+        self._set(buffer, entry, kept)
+        self.owned.add((buffer, entry))
+        return kept
 
     def _set(self, buffer: Buffer, entry: int, tensor: Any) -> None:
         self.entries[buffer, entry] = tensor
@@ -72,14 +97,18 @@ class RemoteStore:
             if self.backend.has_lead(tensor, buffer.spec)
         }
 
-    def load(self, buffer: Buffer, entry: int, varying: bool) -> Any:
-        """An entry's value, with the replica axis if ``varying``."""
+    def load(self, buffer: Buffer, entry: int, varying: bool, view: bool = False) -> Any:
+        """An entry's value, with the replica axis if ``varying``; the kept memory itself if only a
+        ``view`` is needed."""
         kept = self.get(buffer, entry)
         read = None
         if self.streamer is not None:
             # Of what stays, loads are recorded, in which no copy may be asked for.
             read = self.streamer.load(buffer, entry, ahead=not self.is_fixed(buffer))
-        tensor = self._loaded(kept, buffer) if read is None else read
+        if read is not None:
+            tensor = read
+        else:
+            tensor = kept if view and self.backend.shares_host else self._loaded(kept, buffer)
         if self.trace.active:
             self.trace.count(self.backend.nbytes(kept), copied=read is None and tensor is not kept)
         if varying and not self.backend.has_lead(tensor, buffer.spec):
@@ -125,8 +154,7 @@ class RemoteStore:
     def store(self, buffer: Buffer, entry: int, tensor: Any) -> None:
         """Replace an entry by a copy of a value."""
         self._check(buffer, entry)
-        self._set(buffer, entry, self.backend.remote_copy(tensor, buffer.spec))
-        self.owned.add((buffer, entry))
+        self._own(buffer, entry, tensor)
 
     def update(
         self,
@@ -143,9 +171,9 @@ class RemoteStore:
         if (buffer, entry) not in self.owned or lead != varying:
             # The host's array, or zeros that replicas share: take memory of our own once.
             kept = kept if lead or not varying else self.backend.expand(kept)
-            kept = self.backend.remote_copy(kept, buffer.spec)
-            self._set(buffer, entry, kept)
-            self.owned.add((buffer, entry))
+            if (buffer, entry) in self.owned:  # may lie where its copy will
+                kept = self.backend.remote_copy(kept, buffer.spec)
+            kept = self._own(buffer, entry, kept)
         self.backend.remote_window(kept, axes, starts, window, int(varying))
         if self.trace.active:
             self.trace.count(self.backend.nbytes(kept), copied=False)
@@ -158,7 +186,7 @@ class RemoteStore:
         count = self.backend.replicas
         parts = [self.backend.replica(old, r) if lead else old for r in range(count)]
         parts[replica] = self.backend.remote_copy(tensor, buffer.spec)
-        self._set(buffer, entry, self.backend.stack(parts))
+        self._own(buffer, entry, self.backend.stack(parts))
 
     def _check(self, buffer: Buffer, entry: int) -> None:
         if not 0 <= entry < buffer.entries:

@@ -44,7 +44,8 @@ def _remote_load(step: Step, backend: Backend, memory: Memory) -> Function:
     remote, buffer, varying = memory.remote, step.attrs["buffer"], step.outs[0].varying
     if step.ins[0].varying:
         return lambda entries: remote.load_each(buffer, entries)
-    return lambda entry: remote.load(buffer, entry, varying)
+    view = "view" in step.attrs
+    return lambda entry: remote.load(buffer, entry, varying, view)
 
 
 def _remote_store(step: Step, backend: Backend, memory: Memory) -> Function:

@@ -10,6 +10,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ PIECE = 1 << 18
 """Elements of keys or values in less than float32 that torch widens at once: as float32 they fit
 into a second-level cache."""
 
+MANY = 1 << 22
+"""Elements of keys, values and masks that many queries widen at once, or those of one head."""
+
 _LOWEST = torch.finfo(torch.float32).min
 """Added to a score, it leaves nothing of it: where all keys are hidden, all weigh the same."""
 
@@ -34,6 +38,8 @@ _OUTER = 3
 """Axes in front of queries and channels that the C++ kernel knows."""
 
 _Run = Callable[..., torch.Tensor]
+_Mask = Callable[[slice], torch.Tensor] | None
+"""What is added to the scores of some sequences."""
 
 
 @kernel("Attention", raw=True)
@@ -46,7 +52,7 @@ def attention(site: Site, lead: int) -> _Run:
     axes_of_mask = len(shapes[3]) if is_masked else rank
     missing = (slice(None),) * lead + (None,) * (rank - axes_of_mask)
     few = shapes[0][-2] <= FEW_QUERIES
-    by_torch = _by_torch(site, missing, _in_pieces if few else _fused)
+    by_torch = _by_torch(site, missing, _few if few else _many)
     by_library = _ByLibrary(site, missing) if few and rank + lead <= _OUTER + 2 else None
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -69,45 +75,62 @@ def _by_torch(site: Site, missing: tuple[Any, ...], attend: _Run) -> _Run:
         *scales: torch.Tensor,
     ) -> torch.Tensor:
         outer = q.shape[:-2]
-        if mask is not None:
-            mask = _four_axes(_added(mask[missing], meaning), outer[:-1])
         q, *others = (_four_axes(t, outer[:-1]) for t in (q, k, v, *scales))
-        y = attend(q.float(), others[0], others[1], mask, scale, *others[2:])
+        added: _Mask = None
+        if mask is not None:
+            shown = _four_axes(mask[missing], outer[:-1]).expand(q.shape[0], -1, -1, -1)
+            added = partial(_added, shown, meaning)
+        y = attend(q.float(), others[0], others[1], added, scale, *others[2:])
         y = y.reshape(*outer, *y.shape[2:])
         return y.transpose(-2, -3) if rows_first else y
 
     return run
 
 
-def _fused(
+def _many(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: _Mask,
     scale: float,
     *scales: torch.Tensor,
 ) -> torch.Tensor:
-    k, v = k.float(), v.float()
-    if scales:
-        k, v = k * scales[0], v * scales[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    """A few heads of a few sequences at a time, so that little is widened at once."""
+    (b, n, m, _), (t, e) = q.shape, v.shape[-2:]
+    y = q.new_empty(b, n, m, e)
+    many = MANY if q.device.type == "cpu" else 1 << 62  # a GPU is better off with few calls
+    heads = min(n, max(1, many // (t * (k.shape[-1] + e))))
+    rows = max(1, many // (n * t * (k.shape[-1] + e) + m * t)) if heads == n else 1
+    for row in range(0, b, rows):
+        mine = slice(row, row + rows)
+        seen = None if mask is None else mask(mine)
+        for head in range(0, n, heads):
+            part = mine, slice(head, head + heads)
+            keys, values = (x[part].float() for x in (k, v))
+            if scales:
+                keys, values = keys * scales[0][part], values * scales[1][part]
+            shown = seen if seen is None or seen.shape[1] == 1 else seen[:, part[1]]
+            y[part] = F.scaled_dot_product_attention(
+                q[part], keys, values, attn_mask=shown, scale=scale
+            )
+    return y
 
 
-def _in_pieces(
+def _few(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: _Mask,
     scale: float,
     *scales: torch.Tensor,
 ) -> torch.Tensor:
     if k.dtype == torch.float32 or k.is_cuda:
-        return _fused(q, k, v, mask, scale, *scales)
+        return _many(q, k, v, mask, scale, *scales)
     b, n, m, _ = q.shape
     scores = _product(q.flatten(0, 1) * scale, k.flatten(0, 1).mT).view(b, n, m, -1)
     if scales:
         scores = scores * scales[0].mT
-    weights = torch.softmax(scores if mask is None else scores + mask, -1)
+    weights = torch.softmax(scores if mask is None else scores + mask(slice(None)), -1)
     if scales:
         weights = weights * scales[1].mT
     return _product(weights.flatten(0, 1), v.flatten(0, 1)).view(b, n, m, -1)
@@ -128,8 +151,9 @@ def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def _added(mask: torch.Tensor, meaning: str) -> torch.Tensor:
-    """What a mask adds to scores."""
+def _added(mask: torch.Tensor, meaning: str, rows: slice) -> torch.Tensor:
+    """What a mask adds to the scores of some sequences."""
+    mask = mask[rows]
     if meaning == "added":
         return mask.float()
     seen, hidden = (0.0, _LOWEST) if meaning == "visible" else (_LOWEST, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,15 @@ from popxl_torch.kernels.joined import (
 )
 from popxl_torch.kernels.linalg import matmul_product, matmul_with
 from popxl_torch.kernels.registry import Site, kernel
+
+_IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "Gelu": partial(torch._C._nn.gelu_, approximate="tanh"),  # type: ignore[attr-defined]
+    "GeluErf": torch._C._nn.gelu_,  # type: ignore[attr-defined]
+    "Relu": torch.relu_,
+    "Swish": partial(F.silu, inplace=True),
+    "Tanh": torch.tanh_,
+}
+"""Activations that need no memory of their own."""
 
 _Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _Run = Callable[..., torch.Tensor]
@@ -37,7 +47,7 @@ def _linear_with(site: Site, known: Sequence[torch.Tensor | None]) -> _Run | Non
     if product is None:
         return None
     apart = columns_apart(site) if by_columns else None
-    activation = UNARY.get(site.attrs["activation"])
+    activation = _activation(site)
     same = all(spec is not None and spec.dtype == "float32" for spec in site.ins)
     add = torch.Tensor.add_ if same else _add
 
@@ -72,8 +82,17 @@ def _product_with(site: Site, w: torch.Tensor) -> Callable[[torch.Tensor], torch
 def linear(site: Site, lead: int) -> _Run:
     """A product with a matrix, sums with it, an activation."""
     run = _columns(site) if site.attrs["product"] == "MatMulColumns" else _whole(site)
-    activation = UNARY.get(site.attrs["activation"])
+    activation = _activation(site)
     return run if activation is None else lambda *given: activation(run(*given))
+
+
+def _activation(site: Site) -> _Run | None:
+    """The activation of a product that nobody else has, in place where it is a whole tensor."""
+    name = site.attrs["activation"]
+    if name not in _IN_PLACE:
+        return UNARY.get(name)
+    anew, in_place = UNARY[name], _IN_PLACE[name]
+    return lambda y: anew(y) if 0 in y.stride() else in_place(y)
 
 
 def _columns(site: Site) -> _Run:

@@ -2,6 +2,8 @@
 
 Buffers that are loaded together in one place of the program are counted together in all. Buffers
 of which rows are gathered and nothing else is used are told apart: rows are read where they are.
+Buffers that the program stores to are found apart, those together that one block stores to at one
+offset.
 """
 
 from __future__ import annotations
@@ -58,7 +60,28 @@ def find_slabs(functional: Functional) -> list[LoadedTogether]:
     ]
 
 
+def find_stored(functional: Functional) -> list[LoadedTogether]:
+    """The groups of buffers that the main block stores to, in the order of the first stores."""
+    groups: dict[Buffer, list[Buffer]] = {}
+    first: dict[Buffer, str] = {}
+    places: dict[Buffer, int] = {}
+    for phase, stored in _stores(functional.main, ""):
+        for buffer in stored:
+            first.setdefault(buffer, phase)
+            places[buffer] = places.get(buffer, 0) + 1
+            _join(groups, stored[0], buffer)
+    found: dict[int, Buffer] = {}
+    for buffer in first:
+        found.setdefault(id(groups[buffer]), buffer)
+    return [
+        LoadedTogether(first[b].rpartition("/")[2], tuple(groups[b]), places[b])
+        for b in found.values()
+    ]
+
+
 def _join(groups: dict[Buffer, list[Buffer]], into: Buffer, other: Buffer) -> None:
+    for buffer in (into, other):
+        groups.setdefault(buffer, [buffer])
     if groups[into] is not groups[other]:
         groups[into] += groups[other]
         for buffer in groups[other]:
@@ -78,6 +101,18 @@ def _places(block: Block, region: str) -> Iterator[tuple[str, list[Buffer]]]:
             yield from _places(inner, node.region or region)
     if run:
         yield run[0].region or region, [load.attrs["buffer"] for load in run]
+
+
+def _stores(block: Block, region: str) -> Iterator[tuple[str, list[Buffer]]]:
+    """What each block stores to at one offset, with the region that it belongs to."""
+    stored: dict[int, tuple[str, list[Buffer]]] = {}
+    for node in block.nodes:
+        if node.kind == "RemoteStore":
+            at = stored.setdefault(id(node.inputs[1]), (node.region or region, []))
+            at[1].append(node.attrs["buffer"])
+        for inner in node.blocks:
+            yield from _stores(inner, node.region or region)
+    yield from stored.values()
 
 
 def _gathered(main: Block) -> set[Buffer]:

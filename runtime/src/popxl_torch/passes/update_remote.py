@@ -6,6 +6,8 @@ becomes ``c' = RemoteUpdate(n, index, window)``, whose result is the entry's mem
 programs keep keys and values: nothing but the new window is copied. The result is a view, so the
 rewrite needs that nothing else in the block touches the buffer, that ``c`` has no other use, and
 that neither ``c'`` nor a view of it outlives the block.
+
+A load of an entry that nothing else in the run stores to is marked ``view``: it need not be copied.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from popxl_torch.ir.records import Buffer
 from popxl_torch.passes.ssa import Block, Functional, Node, used_outside, walk
 
 _ACCESSES = frozenset({"RemoteLoad", "RemoteStore", "RemoteUpdate"})
+_STORES = frozenset({"RemoteStore", "RemoteUpdate"})
 _FRESH = frozenset({
     "Abs", "Add", "And", "ArgMax", "ArgMin", "Attention", "Conv", "Cos", "Div", "Equal", "Exp",
     "Gather", "Gelu", "GeluErf", "Greater", "GroupNormalization", "LayerNorm", "Linear", "MatMul",
@@ -29,7 +32,29 @@ def update_remote(functional: Functional) -> Functional:
     """Rewrite every block in place and return the program."""
     for block in functional.blocks():
         _rewrite(block)
+        _mark_views(block, frozenset())
     return functional
+
+
+def _mark_views(block: Block, stored: frozenset[Buffer]) -> None:
+    """``stored`` are the buffers that the rest of the run may store to."""
+    stores = [_stores(node) for node in block.nodes]
+    for number, node in enumerate(block.nodes):
+        others = stored.union(*stores[:number], *stores[number + 1 :])
+        if node.kind == "RemoteLoad" and node.attrs["buffer"] not in others:
+            node.attrs = {**node.attrs, "view": True}
+        # Of a conditional's branches one runs; a loop's body does again and again.
+        if node.kind == "Loop":
+            others = others | stores[number]
+        for inner in node.blocks:
+            _mark_views(inner, others)
+
+
+def _stores(node: Node) -> frozenset[Buffer]:
+    """The buffers that a node, or one nested in it, stores to."""
+    inside = (_stores(inner) for block in node.blocks for inner in block.nodes)
+    own = {node.attrs["buffer"]} if node.kind in _STORES else set()
+    return frozenset(own).union(*inside)
 
 
 def _rewrite(block: Block) -> None:

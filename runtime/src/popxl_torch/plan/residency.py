@@ -4,12 +4,15 @@ A *slab* is what is loaded together: the entries of some remote buffers at one o
 goes through its slabs in the same order again and again. A cache that evicts what was used longest
 ago never hits then, so what stays is planned: whole slabs, spread evenly over the order, so that
 reads never come in bursts. The others pass through slots of the size of the largest of them.
+
+Slabs that runs store to, such as keys and values, would have to be written back as well. So they
+stay first, as far as they fit beside the slots that the weights need at least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from popxl_torch.ir.records import Buffer
 
@@ -40,12 +43,14 @@ class Residency:
         slots: through which the others pass; none if there are no others.
         slot_bytes: of each.
         peak_bytes: all that is in memory at a time.
+        stored: numbers of the slabs that runs store to and that stay.
     """
 
     resident: tuple[int, ...]
     slots: int
     slot_bytes: int
     peak_bytes: int
+    stored: tuple[int, ...] = ()
 
 
 class BudgetError(Exception):
@@ -53,7 +58,11 @@ class BudgetError(Exception):
 
 
 def plan_residency(
-    slabs: Sequence[Slab], fixed: Mapping[str, int], budget: int, prefetch: int
+    slabs: Sequence[Slab],
+    fixed: Mapping[str, int],
+    budget: int,
+    prefetch: int,
+    stored: Sequence[Slab] = (),
 ) -> Residency:
     """The plan within a budget.
 
@@ -63,10 +72,31 @@ def plan_residency(
         budget: in bytes; 0 for no limit.
         prefetch: reads ahead of the slab in use, each into a slot of its own. Where the memory for
             them is lacking, there are fewer.
+        stored: what runs store to, in the order of execution.
 
     Raises:
         BudgetError: not even one slab fits at a time.
     """
+    rooms = (budget - sum(fixed.values()) - _least(slabs, 1 + n) for n in range(prefetch, -1, -1))
+    room = next((room for room in rooms if room >= 0), 0)
+    staying = _fitting(stored, range(len(stored)), room) if budget else range(len(stored))
+    size = sum(stored[n].num_bytes for n in staying)
+    # Without any, it would not be said of them what is needed.
+    needs = {**fixed, "stored buffers": size} if size else fixed
+    weights = _plan_weights(slabs, needs, budget, prefetch)
+    return replace(weights, stored=tuple(sorted(staying)))
+
+
+def _least(slabs: Sequence[Slab], slots: int) -> int:
+    """The least bytes that slabs need with so many slots, or all of them."""
+    sizes = [slab.num_bytes for slab in slabs]
+    ways = [slots * most + sum(size for size in sizes if size > most) for most in set(sizes)]
+    return min(sum(sizes), *ways) if ways else 0
+
+
+def _plan_weights(
+    slabs: Sequence[Slab], fixed: Mapping[str, int], budget: int, prefetch: int
+) -> Residency:
     needed, everything = sum(fixed.values()), sum(slab.num_bytes for slab in slabs)
     room = budget - needed
     if not budget or everything <= room:
@@ -93,11 +123,20 @@ def _resident(slabs: Sequence[Slab], room: int, most: int) -> tuple[int, ...] | 
         return None
     for places in sorted({slab.places for slab in slabs}, reverse=True):
         alike = [n for n, s in enumerate(slabs) if s.places == places and n not in chosen]
-        for n in [*_spread(slabs, alike, room), *alike]:
-            if n not in chosen and slabs[n].num_bytes <= room:
-                chosen.add(n)
-                room -= slabs[n].num_bytes
+        more = _fitting(slabs, alike, room)
+        chosen.update(more)
+        room -= sum(slabs[n].num_bytes for n in more)
     return tuple(sorted(chosen))
+
+
+def _fitting(slabs: Sequence[Slab], numbers: Sequence[int], room: int) -> list[int]:
+    """As many of ``numbers`` as there is room for, at distances as even as may be."""
+    chosen: dict[int, None] = {}
+    for n in [*_spread(slabs, numbers, room), *numbers]:
+        if n not in chosen and slabs[n].num_bytes <= room:
+            chosen[n] = None
+            room -= slabs[n].num_bytes
+    return list(chosen)
 
 
 def _spread(slabs: Sequence[Slab], numbers: Sequence[int], room: int) -> list[int]:

@@ -141,16 +141,16 @@ def test_the_null_backend_plans_without_weights(path: Path, tmp_path: Path):
     options = {"weights": "read", "device_memory": budget}
     with opened(path, memory_plan=plans[0], **options):
         pass
-    Model(path, memory_plan=plans[1], backend="null", **options)
+    model = Model(path, memory_plan=plans[1], backend="null", **options)
+    with model.session:
+        pass
     first, second = (json.loads(plan.read_text()) for plan in plans)
     assert first | {"device": "null"} == second
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed(path: Path):
     budget = _budget(1, path)
-    with pytest.raises(popart.session.OutOfMemoryException, match=f"{budget:,} are needed"):
-        Model(path, weights="read", device_memory=budget - 1, backend="null")
-    for options in ({"prefetch": 0}, {"prefetch": 2}):
+    for options in ({"prefetch": 0}, {"prefetch": 2}, {"backend": "null"}):
         model = Model(path, weights="read", device_memory=budget - 1, **options)
         with pytest.raises(popart.session.OutOfMemoryException, match=f"{budget:,} are needed"):
             model.session.__enter__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import popxl
 from popxl import ops
-from popxl_torch.passes.find_slabs import LoadedTogether, find_slabs
+from popxl_torch.passes.find_slabs import LoadedTogether, find_slabs, find_stored
 from popxl_torch.passes.pipeline import to_functional
 
 from runtime.tests.popxl_torch.programs import build
@@ -51,3 +51,29 @@ def test_loads_that_follow_each_other_with_one_offset_are_together():
 
 def test_a_table_that_is_used_whole_is_loaded():
     assert _shown(_groups(table_is_used=True)) == [("table", 1, 1, False), ("layers", 2, 1, False)]
+
+
+def test_stores_of_one_block_with_one_offset_are_together():
+    def body(ir: popxl.Ir) -> None:
+        keys, values, both, other = _buffer(3), _buffer(3), _buffer(3), _buffer(2)
+
+        def layer(h: popxl.Tensor, n: popxl.Tensor) -> tuple[popxl.Tensor, popxl.Tensor]:
+            for buffer in (keys, values):
+                whole = ops.remote_load(buffer, n)
+                ops.remote_store(buffer, n, whole + h)
+            return h, n + 1
+
+        h = ops.host_load(popxl.h2d_stream((4, 4), popxl.float32))
+        with popxl.name_scope("a/layers"):
+            n = popxl.constant(0, popxl.int32)
+            ops.repeat(ir.create_graph(layer, h, n), 3, h, n)
+        with popxl.name_scope("end"):
+            ops.remote_store(other, 1, h)
+            ops.remote_store(both, n, h)
+            ops.remote_store(values, n, h)
+
+    groups = find_stored(to_functional(build(body)))
+    assert [(g.phase, len(g.buffers), g.places) for g in groups] == [
+        ("layers", 3, 1),
+        ("end", 1, 1),
+    ]

@@ -10,6 +10,7 @@ import pytest
 from popxl import ops
 from popxl_torch.passes.mark_uniform import Varying
 from popxl_torch.passes.pipeline import specialise, to_functional
+from popxl_torch.passes.ssa import walk
 
 from runtime.tests.popxl_torch.programs import build, kinds_of
 
@@ -118,3 +119,63 @@ def test_only_the_window_is_copied(rng: np.random.Generator, tmp_path: Path) -> 
         (region,) = session._engine.trace.as_dict()["regions"]
     assert region["loaded_bytes"] > 0
     assert region["copied_bytes"] == 0
+
+
+def _table_program(ir: popxl.Ir, store_first: bool, in_loop: bool) -> tuple:
+    """Rows of a table are summed up where a number says so, else the table is replaced; between
+    two runs the first may have to see what the other one did."""
+    table = popxl.remote_buffer((ROWS, WIDTH), popxl.float32, entries=1)
+    choice = popxl.h2d_stream((), popxl.bool)
+    rows, sums = (
+        popxl.h2d_stream((ROWS, WIDTH), popxl.float32),
+        popxl.d2h_stream((ROWS, WIDTH), popxl.float32),
+    )
+
+    def replace(x: popxl.Tensor) -> popxl.Tensor:
+        ops.remote_store(table, 0, x)
+        return x
+
+    def add(x: popxl.Tensor) -> popxl.Tensor:
+        loaded = ops.remote_load(table, 0)
+        if in_loop:  # behind the load, but before that of the next turn
+            ops.remote_store(table, 0, loaded * 2.0)
+        return x + loaded
+
+    def add_some(x: popxl.Tensor) -> tuple[popxl.Tensor, ...]:
+        return ops.repeat(ir.create_graph(add, x), 2, x)
+
+    x = ops.host_load(rows)
+    graphs = [ir.create_graph(build, x) for build in (add_some, replace)]
+    loaded = None
+    if store_first:
+        loaded = ops.remote_load(table, 0)
+        ops.remote_store(table, 0, x)
+    (y,) = ops.conditional(ops.host_load(choice), *graphs, [x], [x])
+    ops.host_store(sums, y if loaded is None else y + loaded)
+    return choice, rows, sums
+
+
+@pytest.mark.parametrize(
+    ("store_first", "in_loop", "views"), [(False, False, 1), (True, False, 0), (False, True, 0)]
+)
+def test_loads_are_views_where_their_run_does_not_store(
+    store_first: bool, in_loop: bool, views: int, rng: np.random.Generator
+) -> None:
+    program = build(lambda ir: _table_program(ir, store_first, in_loop) and None)
+    functional, _ = specialise(to_functional(program), Varying())
+    loads = [node for node in walk(functional.main) if node.kind == "RemoteLoad"]
+    assert [bool(node.attrs.get("view")) for node in loads].count(True) == views
+    data = rng.normal(size=(6, ROWS, WIDTH)).astype("float32")
+    found = {}
+    for executor in ("interpreter", "plan"):
+        ir = popxl.Ir()
+        ir._pb_ir.getSessionOptions().engineOptions["popxl_torch.executor"] = executor
+        with ir.main_graph, popxl.in_sequence():
+            choice, rows, sums = _table_program(ir, store_first, in_loop)
+        with popxl.Session(ir, "ipu_hw") as session:
+            runs = [
+                session.run({choice: np.array(n % 3 > 0), rows: x})[sums]
+                for n, x in enumerate(data)
+            ]
+        found[executor] = np.stack(runs)
+    np.testing.assert_array_equal(found["plan"], found["interpreter"])

@@ -42,6 +42,38 @@ def test_peak_memory_does_not_grow_with_the_length_of_a_chain() -> None:
     assert peak_bytes(_plan(_chain(3))) == peak_bytes(_plan(_chain(30))) == 2 * 8 * 8 * 4
 
 
+def test_a_view_keeps_memory_alive() -> None:
+    def body(ir: popxl.Ir) -> None:
+        h = ops.host_load(popxl.h2d_stream((8, 8), popxl.float32))
+        row = ops.transpose(ops.exp(h), (1, 0))[0:1]
+        x = ops.exp(ops.exp(h))
+        ops.host_store(popxl.d2h_stream((8, 8), popxl.float32), x + row)
+
+    assert peak_bytes(_plan(build(body))) == 3 * 8 * 8 * 4
+
+
+def test_a_loop_has_what_it_began_with_and_two_turns_in_memory() -> None:
+    def body(ir: popxl.Ir) -> None:
+        x = ops.exp(ops.host_load(popxl.h2d_stream((8, 8), popxl.float32)))
+        (y,) = ops.repeat(ir.create_graph(lambda x: ops.exp(x), x), 5, x)
+        ops.host_store(popxl.d2h_stream((8, 8), popxl.float32), y)
+
+    assert peak_bytes(_plan(build(body))) == 3 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize(("stores", "copies"), [(True, 1), (False, 0)])
+def test_a_load_that_is_copied_takes_memory(stores: bool, copies: int) -> None:
+    def body(ir: popxl.Ir) -> None:
+        buffer = popxl.remote_buffer((8, 8), popxl.float32, 1)
+        x = ops.remote_load(buffer, 0)
+        y = ops.exp(x)
+        if stores:
+            ops.remote_store(buffer, 0, x)
+        ops.host_store(popxl.d2h_stream((8, 8), popxl.float32), y)
+
+    assert peak_bytes(_plan(build(body))) == (1 + copies) * 8 * 8 * 4
+
+
 def _defined(body: Body) -> set[int]:
     return {out.slot for step in body.steps for out in step.outs} | {p.slot for p in body.params}
 

@@ -74,3 +74,50 @@ def test_every_plan_keeps_its_budget_and_wastes_less_than_a_slab(rng: np.random.
         assert largest <= plan.slot_bytes or not rest
         assert (plan.slots > 0) == bool(rest)
         assert all(slab.num_bytes > budget - plan.peak_bytes for slab in rest)
+
+
+KEPT = [Slab("keys and values", 40, 4)] * 28
+
+
+def test_what_is_stored_to_stays_first_beside_the_slots():
+    room = 100 + 2 * 100
+    plan = plan_residency(BLOCKS, FIXED, room + 28 * 40, 1, KEPT)
+    assert (plan.stored, plan.resident, plan.slots) == (tuple(range(28)), (), 2)
+    plan = plan_residency(BLOCKS, FIXED, room + 28 * 40 + 300, 1, KEPT)
+    assert (len(plan.stored), len(plan.resident)) == (28, 3)
+    plan = plan_residency(BLOCKS, FIXED, room + 7 * 40, 1, KEPT)
+    assert (len(plan.stored), plan.resident, plan.slots) == (7, (), 2)
+    assert set(np.diff(plan.stored)) == {4}
+    assert plan.peak_bytes == room + 7 * 40
+
+
+def test_without_a_budget_all_that_is_stored_to_stays():
+    plan = plan_residency([], FIXED, 0, 1, KEPT)
+    assert (plan.stored, plan.peak_bytes) == (tuple(range(28)), 100 + 28 * 40)
+
+
+def test_what_is_stored_to_is_not_needed():
+    assert plan_residency(BLOCKS, FIXED, 200, 1, KEPT).stored == ()
+    with pytest.raises(BudgetError, match=r"at least 200 are needed .*: 30 for activations, 70 "):
+        plan_residency(BLOCKS, FIXED, 199, 1, KEPT)
+    assert plan_residency([], FIXED, 139, 1, KEPT).stored == ()
+    assert len(plan_residency([], FIXED, 140, 1, KEPT).stored) == 1
+
+
+def test_every_plan_with_stored_slabs_keeps_its_budget(rng: np.random.Generator):
+    for _ in range(300):
+        slabs, stored = (
+            [Slab("p", int(size)) for size in rng.integers(1, 50, rng.integers(0, 9))] for _ in "ab"
+        )
+        prefetch = int(rng.integers(0, 3))
+        largest = max((slab.num_bytes for slab in slabs), default=0)
+        budget = 10 + largest + int(rng.integers(1, 400))
+        plan = plan_residency(slabs, {"process": 10}, budget, prefetch, stored)
+        kept = sum(stored[n].num_bytes for n in plan.stored)
+        weights = sum(slabs[n].num_bytes for n in plan.resident)
+        assert plan.peak_bytes == 10 + kept + weights + plan.slots * plan.slot_bytes <= budget
+        # Weights stay beyond what they need only where all that is stored to does.
+        if plan.slots and len(plan.stored) < len(stored):
+            off = [s.num_bytes for n, s in enumerate(stored) if n not in plan.stored]
+            assert plan.slots <= 1 + prefetch
+            assert all(size > budget - plan.peak_bytes for size in off)
