@@ -31,9 +31,10 @@ def preset_or_original(name: str | os.PathLike[str]) -> MagmaConfig:
     if str(name) in preset_names():
         return load_preset(str(name))
     path = Path(name)
-    if not path.suffix and not path.exists():
+    # Path's own methods raise for some names.
+    if not path.suffix and not os.path.exists(path):  # noqa: PTH110
         path = path.with_suffix(".yml")
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise UserError(
             f"{os.fspath(name)}: is no file of a configuration and no preset (there are: "
             f"{', '.join(preset_names())})"

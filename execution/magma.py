@@ -147,7 +147,8 @@ class Magma:
         check_kinds(_given(config=config, tensor_parallel=tensor_parallel), _KINDS)
         preset = str(path_or_preset) in preset_names()
         path = None if preset else Path(path_or_preset)
-        if path is not None and not path.exists():
+        # Path.exists raises for some names.
+        if path is not None and not os.path.exists(path):  # noqa: PTH110
             raise UserError(
                 f"{path}: no such checkpoint, and no preset (there are: "
                 f"{', '.join(preset_names())})"

@@ -83,6 +83,8 @@ def made_folder(path: str | os.PathLike[str]) -> Path:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot make the folder: {_reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{os.fspath(path)!r}: is no name of a folder ({error})") from error
     return Path(path)
 
 

@@ -473,6 +473,7 @@ def test_the_device_is_the_engines(folder, built, monkeypatch):
     ("arguments", "message"),
     [
         ({"path_or_preset": "nowhere.pt"}, "no such checkpoint, and no preset"),
+        ({"path_or_preset": "x" * 300}, "no such checkpoint, and no preset"),
         ({"dtype": "int8"}, "dtype is 'int8'; it must be float16 or float32"),
         ({"dtype": np.float64}, "dtype is 'float64'"),
         ({"tensor_parallel": 3}, "tensor_parallel is 3"),
@@ -488,6 +489,7 @@ def test_the_device_is_the_engines(folder, built, monkeypatch):
         ({"max_batch": 1.5}, "max_batch is 1.5; expected a whole number"),
         ({"trace": 5}, "trace is 5; expected a folder"),
         ({"trace": "/dev/null/x"}, "/dev/null/x: cannot make the folder"),
+        ({"trace": "a\0b"}, "is no name of a folder"),
         ({"device_memory": 1.5}, "device_memory is 1.5; expected bytes"),
     ],
 )
@@ -526,6 +528,8 @@ def test_the_older_interface_opens_a_checkpoint(folder, tmp_path):
         Magma.from_checkpoint(5)
     with pytest.raises(UserError, match="checkpoint_path is 5; expected a checkpoint"):
         Magma.from_checkpoint("tiny", 5)
+    with pytest.raises(UserError, match="is no file of a configuration and no preset"):
+        Magma.from_checkpoint("x" * 300)
 
 
 def test_presets_bring_their_weights_to_the_older_interface(tmp_path, monkeypatch):
