@@ -5,30 +5,48 @@
 
 constexpr int64_t STRETCH = 1024;  // columns of x that stay in the first-level cache
 
+// Adds the products of one vector of each of R rows of x with those of C rows of w.
+template <int R, int C>
+POPXL_SIMD void dot8_vectors(const Rows8& p, const float* x, const int8_t* w, Vector (*sum)[C]) {
+  Vector wide[C];
+#pragma GCC unroll 8
+  for (int c = 0; c < C; ++c) wide[c] = load_codes(w + c * p.codes_row);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vector v = load(x + r * p.x_row);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) sum[r][c] = multiply_add(v, wide[c], sum[r][c]);
+  }
+}
+
 // Adds to the sums of R rows of x with C rows of w, one vector per pair, in an order that neither
-// changes.
+// changes. The next C rows of w come into the second-level cache meanwhile: one after another for
+// one or two rows of x, which wait for w only, and memory is read fastest from end to end.
 template <int R, int C>
 POPXL_SIMD void dot8_block(const Rows8& p, const float* x, const int8_t* w, int64_t length,
                            bool first, float* sums) {
+  static_assert(C * LANES <= 64, "a prefetch brings 64 bytes");
   Vector sum[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c)
       sum[r][c] = first ? zero() : load(sums + (r * PIECE + c) * LANES);
-  for (int64_t j = 0; j < length; j += LANES) {
-    Vector wide[C];
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
-      const int8_t* at = w + c * p.codes_row + j;
-      wide[c] = load_codes(at);
-      __builtin_prefetch(at + C * p.codes_row, 0, 2);
+  const int8_t* next = w + C * p.codes_row;
+  if constexpr (R <= 2) {
+    const int64_t part = parts(length, C * LANES) * LANES;
+    for (int64_t c = 0, j = 0; c < C; ++c) {
+      const int8_t* ahead = next + c * p.codes_row;
+      for (const int64_t end = least(length, j + part); j < end; j += LANES, ahead += C * LANES) {
+        __builtin_prefetch(ahead, 0, 2);
+        dot8_vectors<R, C>(p, x + j, w + j, sum);
+      }
     }
+  } else {
+    for (int64_t j = 0; j < length; j += LANES) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vector v = load(x + r * p.x_row + j);
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) sum[r][c] = multiply_add(v, wide[c], sum[r][c]);
+      for (int c = 0; c < C; ++c) __builtin_prefetch(next + c * p.codes_row + j, 0, 2);
+      dot8_vectors<R, C>(p, x + j, w + j, sum);
     }
   }
 #pragma GCC unroll 8
