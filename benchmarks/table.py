@@ -29,6 +29,14 @@ products of bfloat16, which multiplies faster but reads memory no faster:
   instructions. Ours use them for weights stored in bfloat16; those stored in float16 are multiplied
   in float32, at half the rate. Tables made with `--avx2` hold all engines to AVX2.
 - *64 tokens, cached against computed anew*: what is saved is arithmetic, what remains is reading.
+
+Held to AVX2, two rounds in which the machine drifted (llama.cpp came out above the bandwidth), 6
+sequences (3.42 of 3.5 times one) and decoding beside transformers and llama.cpp fell short.
+llama.cpp reads its int8 and int4 weights at 0.92 and 0.96 of the bandwidth, so 1.3 times its speed
+is out of reach with as many bytes. Opening the whole model is building its program, in Python:
+1.4 s of the 1 s that were aimed at; transformers maps its file too, and builds nothing.
+The disk gives 2.5 to 3 GB/s in bursts and 1.1 for long, so rows that read from it may exceed a
+limit that was measured before and after them; between rows of one table only the bytes compare.
 """
 
 

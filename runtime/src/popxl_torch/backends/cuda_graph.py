@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from popxl_torch.executor.trace import Trace
+if TYPE_CHECKING:
+    from popxl_torch.executor.trace import Trace
 
 _LOG = logging.getLogger("popxl_torch")
 
