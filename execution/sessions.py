@@ -33,6 +33,9 @@ MOST_SESSIONS = 2
 LARGEST_BATCH = 8
 """Sequences of a run at most, where nothing else is asked for."""
 
+MOST_HALVINGS = 4
+"""Sixteen parts save nearly all that can be saved; each part more makes planning longer."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -130,7 +133,7 @@ def _ways_to_read(config: MagmaConfig, scheme: str, engine: EngineOptions) -> li
     if engine.device_memory is None or scheme != "cached" or given is not None:
         return [config]
     ways = []
-    for halvings in range((config.batch - 1).bit_length() + 1):
+    for halvings in range(min((config.batch - 1).bit_length(), MOST_HALVINGS) + 1):
         ways.append(deepcopy(config))
         ways[-1].transformer.execution.prompts_at_once = -(-config.batch >> halvings)
     return ways

@@ -18,6 +18,7 @@ from execution.runs import runs_of
 from execution.sessions import (
     OneSession,
     Sessions,
+    _ways_to_read,
     build_session,
     enter_session,
     planned_memory,
@@ -174,6 +175,13 @@ def test_as_many_prompts_at_once_as_fit(config_of_four: MagmaConfig, tmp_path: P
         assert table.endswith(f"prompts at once: {at_once} of 4")
     with pytest.raises(NoRoomError, match=f"at least {needed[1]:,} are needed"):
         planned_memory(config, "cached", EngineOptions(device_memory=needed[1] - 1))
+
+
+def test_no_more_than_sixteen_parts_are_tried():
+    config = small_config(batch=64)
+    ways = _ways_to_read(config, "cached", EngineOptions(device_memory=1))
+    tried = [way.transformer.execution.prompts_at_once for way in ways]
+    assert tried == [64, 32, 16, 8, 4]
 
 
 def test_runs_within_a_budget_read_prompts_part_by_part(
