@@ -110,9 +110,12 @@ def _many(
             if scales:
                 keys, values = keys * scales[0][part], values * scales[1][part]
             shown = seen if seen is None or seen.shape[1] == 1 else seen[:, part[1]]
-            y[part] = F.scaled_dot_product_attention(
+            attended = F.scaled_dot_product_attention(
                 q[part], keys, values, attn_mask=shown, scale=scale
             )
+            if heads == n and rows >= b:
+                return attended  # all of it: no copy
+            y[part] = attended
     return y
 
 
