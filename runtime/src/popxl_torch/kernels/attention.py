@@ -97,25 +97,29 @@ def _many(
 ) -> torch.Tensor:
     """A few heads of a few sequences at a time, so that little is widened at once."""
     (b, n, m, _), (t, e) = q.shape, v.shape[-2:]
-    y = q.new_empty(b, n, m, e)
     many = MANY if q.device.type == "cpu" else 1 << 62  # a GPU is better off with few calls
     heads = min(n, max(1, many // (t * (k.shape[-1] + e))))
     rows = max(1, many // (n * t * (k.shape[-1] + e) + m * t)) if heads == n else 1
+
+    def attend(part: tuple[slice, slice], seen: torch.Tensor | None) -> torch.Tensor:
+        keys, values = (x[part].float() for x in (k, v))
+        if scales:
+            keys, values = keys * scales[0][part], values * scales[1][part]
+        shown = seen if seen is None or seen.shape[1] == 1 else seen[:, part[1]]
+        return F.scaled_dot_product_attention(q[part], keys, values, attn_mask=shown, scale=scale)
+
+    def seen_by(mine: slice) -> torch.Tensor | None:
+        return None if mask is None else mask(mine)
+
+    if heads == n and rows >= b:  # one part, whose result needs no copy
+        return attend((slice(0, b), slice(0, n)), seen_by(slice(0, b)))
+    y = q.new_empty(b, n, m, e)
     for row in range(0, b, rows):
         mine = slice(row, row + rows)
-        seen = None if mask is None else mask(mine)
+        seen = seen_by(mine)
         for head in range(0, n, heads):
             part = mine, slice(head, head + heads)
-            keys, values = (x[part].float() for x in (k, v))
-            if scales:
-                keys, values = keys * scales[0][part], values * scales[1][part]
-            shown = seen if seen is None or seen.shape[1] == 1 else seen[:, part[1]]
-            attended = F.scaled_dot_product_attention(
-                q[part], keys, values, attn_mask=shown, scale=scale
-            )
-            if heads == n and rows >= b:
-                return attended  # all of it: no copy
-            y[part] = attended
+            y[part] = attend(part, seen)
     return y
 
 
