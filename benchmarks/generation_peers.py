@@ -19,7 +19,7 @@ from benchmarks.engines import Times, model_slice, random_prompts, step_bytes
 from benchmarks.turns import Turns, ratio, take_turns
 from benchmarks.workers import Worker
 from config.config import MagmaConfig
-from runtime.benchmarks.native_name import native_name
+from runtime.benchmarks.setting import native_name
 
 AVX2_ONLY = {
     "ATEN_CPU_CAPABILITY": "avx2",

@@ -8,7 +8,6 @@ bandwidth of the same round that the bytes of keys and values make.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ from popxl_torch.kernels.native import native
 from popxl_torch.kernels.registry import Site
 
 from benchmarks import machine, record, table
-from runtime.benchmarks.native_name import native_name
+from runtime.benchmarks.setting import native_name, setting
 
 LENGTHS = (64, 256, 1024, 2048)
 SEQUENCES = (1, 6)
@@ -117,11 +116,7 @@ def main() -> None:
         ),
         rows=rows,
         samples=samples,
-        setting={
-            "instruction set": native_name(),
-            "rounds": options.rounds,
-            "load average": os.getloadavg()[0],
-        },
+        setting=setting(options.rounds),
         notes=(
             f"Instruction set of the C++ kernels: {native_name()}.",
             "Medians over rounds; share of bandwidth: bytes of the keys and values read a second,"

@@ -8,7 +8,6 @@ read bandwidth of the same round, with many the rate; the ratio is of the same r
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from popxl_torch.kernels import linalg
 from popxl_torch.kernels.native import native
 
 from benchmarks import machine, record, table
-from runtime.benchmarks.native_name import native_name
+from runtime.benchmarks.setting import native_name, setting
 
 ROWS = (1, 2, 4, 6, 8, 12, 24, 168, 644)
 WEIGHTS = ((16384, 4096), (4096, 16384))
@@ -123,11 +122,7 @@ def main() -> None:
         ),
         rows=table_rows,
         samples=samples,
-        setting={
-            "instruction set": native_name(),
-            "rounds": options.rounds,
-            "load average": os.getloadavg()[0],
-        },
+        setting=setting(options.rounds),
         notes=(
             f"Instruction set of the C++ kernels: {native_name()}.",
             "Medians over rounds; share of bandwidth: bytes of the weight a second, over those of"

@@ -7,7 +7,6 @@ several copies used in rotation, so that no cache holds them.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 
 import torch
@@ -15,7 +14,7 @@ from popxl_torch.kernels.linalg import matmul_2d
 from popxl_torch.kernels.quantised import GROUP, QuantisedTensor
 
 from benchmarks import machine, record, table
-from runtime.benchmarks.native_name import native_name
+from runtime.benchmarks.setting import native_name, setting
 
 ROWS = (1, 2, 4, 6, 12, 24, 168)
 WEIGHTS = ((16384, 4096), (4096, 16384))
@@ -101,11 +100,7 @@ def main() -> None:
         ),
         rows=table_rows,
         samples=samples,
-        setting={
-            "instruction set": native_name(),
-            "rounds": options.rounds,
-            "load average": os.getloadavg()[0],
-        },
+        setting=setting(options.rounds),
         notes=(
             f"Instruction set of the C++ kernels: {native_name()}.",
             "Medians over rounds; share of bandwidth: stored bytes a second, over those of a plain"
