@@ -6,7 +6,6 @@ has them. Weights are random: values change no time.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,15 +73,13 @@ def model_slice(
         encoder: With the preset's image encoder; else with the least that gives as many positions,
             for benchmarks of the language model alone.
     """
-    config = copy.deepcopy(load_preset(preset))
+    config = load_preset(preset).with_batch(batch)
     if not encoder:
         config.visual.layers = (1, 1, 1, 1)
         config.visual.width = 2
     config.transformer.layers = blocks
     config.transformer.sequence_length = text_tokens
     config.transformer.execution.tensor_parallel = tensor_parallel
-    config.transformer.execution.micro_batch_size = batch
-    config.visual.execution.micro_batch_size = batch
     config.validate()
     return config
 

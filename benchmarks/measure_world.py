@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,9 +82,7 @@ class Examinee:
 
     def __init__(self, config: MagmaConfig, batch: int, checkpoint: Path) -> None:
         """Builds the session of a preset's configuration for so many sequences at a time."""
-        config = deepcopy(config)
-        config.visual.execution.micro_batch_size = batch
-        config.transformer.execution.micro_batch_size = batch
+        config = config.with_batch(batch)
         self._config = config
         self._tokenizer: GPT2Tokenizer = tokenizer_for(
             checkpoint, config.transformer.embedding.real_vocab_size

@@ -6,6 +6,7 @@ properties. Builders read a configuration and never write to it.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from enum import Enum, StrEnum
 from typing import Any
@@ -237,6 +238,13 @@ class MagmaConfig:
     def batch(self) -> int:
         """Sequences per run."""
         return self.transformer.execution.micro_batch_size
+
+    def with_batch(self, batch: int) -> MagmaConfig:
+        """A copy for so many sequences per run."""
+        config = deepcopy(self)
+        config.visual.execution.micro_batch_size = batch
+        config.transformer.execution.micro_batch_size = batch
+        return config
 
     def validate(self) -> None:
         """Check every field and how the fields fit together.

@@ -154,14 +154,6 @@ def _entered(
     return session
 
 
-def with_batch(config: MagmaConfig, batch: int) -> MagmaConfig:
-    """The configuration for so many sequences a run."""
-    config = deepcopy(config)
-    config.visual.execution.micro_batch_size = batch
-    config.transformer.execution.micro_batch_size = batch
-    return config
-
-
 @dataclass
 class OpenSession:
     """An entered session with its weights.
@@ -252,7 +244,7 @@ class Sessions:
     def _build(self, batch: int) -> OpenSession:
         while len(self._open) >= self._most:
             _leave(self._open.pop(next(iter(self._open))))
-        config = with_batch(self.config, batch)
+        config = self.config.with_batch(batch)
         engine = self._engine
         if self._trace is not None:
             trace, plan = (self._trace / f"{name}_{batch}.json" for name in ("batch", "memory"))

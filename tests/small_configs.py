@@ -13,10 +13,20 @@ from config.config import (
     ResNetConfig,
     ResNetExecution,
 )
+from config.parsing import load_preset
 
 TENSOR_PARALLEL = (1, 2, 4)
 PRECISIONS = ("float32", "float16")
 BATCHES = (1, 2)
+
+
+def tiny_config(tensor_parallel: int = 2, batch: int = 1, positions: int = 6) -> MagmaConfig:
+    """The preset "tiny" with so many text positions."""
+    config = load_preset("tiny").with_batch(batch)
+    config.transformer.execution.tensor_parallel = tensor_parallel
+    config.transformer.sequence_length = positions
+    config.validate()
+    return config
 
 
 def small_config(

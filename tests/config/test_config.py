@@ -20,6 +20,7 @@ from config.config import (
     ResNetExecution,
 )
 from config.parsing import load_preset
+from tests.small_configs import small_config
 from utils.errors import UserError
 
 
@@ -162,3 +163,9 @@ def test_as_dict_is_plain() -> None:
     content = load_preset("tiny").as_dict()
     assert type(content["visual"]["precision"]) is str
     assert content["transformer"]["execution"]["tensor_parallel"] == 2
+
+
+def test_another_batch_leaves_the_configuration_alone():
+    config = small_config()
+    assert config.with_batch(5).batch == 5
+    assert config.batch == 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from config.config import MagmaConfig, Precision
-from config.parsing import load_preset
 from execution.generate import check_lengths, generate
+from tests.small_configs import tiny_config
 from utils.errors import UserError
 from utils.sampling import Sampling
 
@@ -52,16 +52,6 @@ class FakeSession:
         return np.random.default_rng(key).standard_normal(vocabulary)
 
 
-def _config(tp: int = 2, batch: int = 1, positions: int = 6) -> MagmaConfig:
-    config = load_preset("tiny")
-    config.transformer.execution.tensor_parallel = tp
-    config.transformer.execution.micro_batch_size = batch
-    config.visual.execution.micro_batch_size = batch
-    config.transformer.sequence_length = positions
-    config.validate()
-    return config
-
-
 def _image(config: MagmaConfig, rng: np.random.Generator) -> np.ndarray:
     side = config.visual.image_resolution
     return rng.standard_normal((config.batch, 3, side, side)).astype(np.float32)
@@ -82,7 +72,7 @@ def _expected(session: FakeSession, prompt: list[int], image: np.ndarray, count:
 def test_reads_the_row_of_the_last_token(
     tp: int, prompt: list[int], rng: np.random.Generator
 ) -> None:
-    config = _config(tp)
+    config = tiny_config(tp)
     session, image = FakeSession(config), _image(config, rng)
     result = generate(session, config, image, [prompt], GREEDY, 4, EOS)[0]
     assert result.prompt_ids == prompt
@@ -93,7 +83,7 @@ def test_reads_the_row_of_the_last_token(
 
 
 def test_one_picture_needs_no_batch_axis(rng: np.random.Generator) -> None:
-    config = _config()
+    config = tiny_config()
     image = _image(config, rng)
     whole, single = (
         generate(FakeSession(config), config, x, [[1]], GREEDY, 2, EOS)[0].generated_ids
@@ -104,7 +94,7 @@ def test_one_picture_needs_no_batch_axis(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_inputs_of_every_run(tp: int, rng: np.random.Generator) -> None:
-    config = _config(tp)
+    config = tiny_config(tp)
     session, image = FakeSession(config), _image(config, rng)
     result = generate(session, config, image, [[7, 8]], GREEDY, 3, EOS)[0]
     assert len(session.runs) == 3
@@ -124,7 +114,7 @@ def test_inputs_of_every_run(tp: int, rng: np.random.Generator) -> None:
 
 def test_image_has_the_precision_of_the_encoder(rng: np.random.Generator) -> None:
     for precision in Precision:
-        config = _config()
+        config = tiny_config()
         config.visual.precision = precision
         session = FakeSession(config)
         generate(session, config, _image(config, rng), [[1]], GREEDY, 1, EOS)
@@ -132,12 +122,12 @@ def test_image_has_the_precision_of_the_encoder(rng: np.random.Generator) -> Non
 
 
 def test_rows_of_a_batch_have_lengths_and_ends_of_their_own(rng: np.random.Generator) -> None:
-    config = _config(batch=3)
+    config = tiny_config(batch=3)
     image = _image(config, rng)
     prompts = [[1, 2, 3], [], [9]]
     alone = []
     for row, prompt in enumerate(prompts):
-        single = _config()
+        single = tiny_config()
         session = FakeSession(single)
         alone.append(
             generate(session, single, image[row], [prompt], GREEDY, 4, EOS)[0].generated_ids
@@ -155,7 +145,7 @@ def test_rows_of_a_batch_have_lengths_and_ends_of_their_own(rng: np.random.Gener
 
 
 def test_stops_when_every_row_has_ended(rng: np.random.Generator) -> None:
-    config = _config()
+    config = tiny_config()
     image = _image(config, rng)
     eos = _expected(FakeSession(config), [4], image, 1)[0]
     session = FakeSession(config)
@@ -164,7 +154,7 @@ def test_stops_when_every_row_has_ended(rng: np.random.Generator) -> None:
 
 
 def test_the_seed_decides_the_draws(rng: np.random.Generator) -> None:
-    config = _config(positions=40)
+    config = tiny_config(positions=40)
     image = _image(config, rng)
 
     def draw(seed: int) -> list[int]:
@@ -179,7 +169,7 @@ def test_the_seed_decides_the_draws(rng: np.random.Generator) -> None:
 
 def test_a_row_draws_the_same_in_any_batch(rng: np.random.Generator) -> None:
     sampling = Sampling(temperature=1.0, top_p=1.0, seed=4)
-    pair, single = _config(batch=2), _config()
+    pair, single = tiny_config(batch=2), tiny_config()
     image = _image(pair, rng)
     first = generate(FakeSession(pair), pair, image, [[2], [3, 4]], sampling, 4, EOS)[0]
     alone = generate(FakeSession(single), single, image[0], [[2]], sampling, 4, EOS)[0]
@@ -187,7 +177,7 @@ def test_a_row_draws_the_same_in_any_batch(rng: np.random.Generator) -> None:
 
 
 def test_the_last_position_may_be_filled(rng: np.random.Generator) -> None:
-    config = _config(positions=6)
+    config = tiny_config(positions=6)
     session = FakeSession(config)
     prompt = [1, 2, 3, 4, 5, 6]
     image = _image(config, rng)
@@ -209,7 +199,7 @@ def test_the_last_position_may_be_filled(rng: np.random.Generator) -> None:
 def test_what_does_not_fit_is_refused_before_any_run(
     prompt: list[int], count: int, facts: list[str], rng: np.random.Generator
 ) -> None:
-    config = _config()
+    config = tiny_config()
     session = FakeSession(config)
     with pytest.raises(UserError) as caught:
         generate(session, config, _image(config, rng), [prompt], GREEDY, count, EOS)
@@ -219,7 +209,7 @@ def test_what_does_not_fit_is_refused_before_any_run(
 
 
 def test_wrong_sizes_are_refused(rng: np.random.Generator) -> None:
-    config = _config(batch=2)
+    config = tiny_config(batch=2)
     with pytest.raises(UserError, match="1 prompts for micro_batch_size 2"):
         check_lengths(config, [[1]], 1)
     image = _image(config, rng)[:, :, :-1]

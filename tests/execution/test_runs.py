@@ -8,29 +8,18 @@ import weakref
 import numpy as np
 import pytest
 
-from config.config import GPTJEmbeddingConfig, MagmaConfig
-from config.parsing import load_preset
+from config.config import GPTJEmbeddingConfig
 from execution.cached import RunKind
 from execution.prompts import Picture
 from execution.runs import next_logits, on_replicas, runs_of, targets_host, words_host
-from tests.small_configs import small_config
+from tests.small_configs import small_config, tiny_config
 from tests.small_sessions import SIZES, open_session, pictures, recorded_kinds
 from utils.errors import UserError
 
 
-def _config(tp: int = 2, batch: int = 1, positions: int = 6) -> MagmaConfig:
-    config = load_preset("tiny")
-    config.transformer.execution.tensor_parallel = tp
-    config.transformer.execution.micro_batch_size = batch
-    config.visual.execution.micro_batch_size = batch
-    config.transformer.sequence_length = positions
-    config.validate()
-    return config
-
-
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_next_logits_joins_the_slices(tp: int, rng: np.random.Generator) -> None:
-    config = _config(tp, batch=2)
+    config = tiny_config(tp, batch=2)
     whole = rng.standard_normal((2, config.total_tokens, 512)).astype(np.float16)
     cut = np.stack(np.split(whole.reshape(-1, 512), tp, axis=1))
     for row in range(2):
@@ -45,7 +34,7 @@ def test_next_logits_joins_the_slices(tp: int, rng: np.random.Generator) -> None
 def test_words_find_their_row_once_or_a_row_of_zeros(
     tp: int, rows: int, rng: np.random.Generator
 ) -> None:
-    config = _config(tp)
+    config = tiny_config(tp)
     config.transformer.embedding = GPTJEmbeddingConfig(vocab_size=256, real_vocab_size=rows)
     per_shard = config.transformer.embedding_rows_per_shard
     table = np.zeros((tp * per_shard, 5))
@@ -68,7 +57,7 @@ def test_words_find_their_row_once_or_a_row_of_zeros(
 def test_offsets_are_those_of_the_embedding_layer() -> None:
     layers = pytest.importorskip("popxl_addons.layers")
     for tp in (1, 2, 4):
-        config = _config(tp)
+        config = tiny_config(tp)
         for rows in (512, 100, 50258):
             config.transformer.embedding = GPTJEmbeddingConfig(51200, rows)
             words = words_host(config, np.zeros((1, 1), np.int64)).reshape(tp, 1)
@@ -78,7 +67,7 @@ def test_offsets_are_those_of_the_embedding_layer() -> None:
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_targets_are_columns_of_one_shard(tp: int, rng: np.random.Generator) -> None:
-    config = _config(tp)
+    config = tiny_config(tp)
     columns = config.transformer.embedding.vocab_size // tp
     ids = rng.integers(0, columns * tp, (2, 3))
     shards = targets_host(config, ids).reshape(tp, 2, 3)
@@ -92,8 +81,8 @@ def test_targets_are_columns_of_one_shard(tp: int, rng: np.random.Generator) -> 
 
 def test_replicas_share_the_rows_of_one_array() -> None:
     array = np.arange(3)
-    assert on_replicas(_config(1), array) is array
-    assert on_replicas(_config(4), array).strides == (0, array.strides[0])
+    assert on_replicas(tiny_config(1), array) is array
+    assert on_replicas(tiny_config(4), array).strides == (0, array.strides[0])
 
 
 def test_everyone_gets_the_same_runs_as_long_as_there_is_the_session() -> None:

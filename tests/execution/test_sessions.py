@@ -22,7 +22,6 @@ from execution.sessions import (
     build_session,
     enter_session,
     planned_memory,
-    with_batch,
 )
 from modelling.mapping import model_weights
 from tests.small_configs import small_config
@@ -109,12 +108,6 @@ def test_how_many_sequences_run_together():
     assert Sessions(small_config(), {}, "cached", 0, 3).largest == 3
     with pytest.raises(UserError, match="max_batch is 0; it must be 1 or greater"):
         Sessions(small_config(), {}, "cached", 0, 0)
-
-
-def test_another_batch_leaves_the_configuration_alone():
-    config = small_config()
-    assert with_batch(config, 5).batch == 5
-    assert config.batch == 1
 
 
 def test_one_session_stays_its_owners():
