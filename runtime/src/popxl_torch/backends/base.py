@@ -36,8 +36,9 @@ class Backend(Protocol):
         """Host data as a tensor of remote memory; a view of it where that is possible."""
         ...
 
-    def remote_zeros(self, spec: Spec) -> Any:
-        """Zeros where runs write remote memory: on the device."""
+    def remote_zeros(self, spec: Spec, lead: bool, memory: np.ndarray | None = None) -> Any:
+        """Zeros where runs write remote memory, with a replica axis if ``lead``: on the device, or
+        at the head of bytes of the host that are zeros, if some are given."""
         ...
 
     def remote_copy(self, tensor: Any, spec: Spec, memory: np.ndarray | None = None) -> Any:

@@ -50,9 +50,9 @@ class NullBackend:
 
     remote_view = from_host
 
-    def remote_zeros(self, spec: Spec) -> NullTensor:
+    def remote_zeros(self, spec: Spec, lead: bool, memory: np.ndarray | None = None) -> NullTensor:
         """The spec."""
-        return NullTensor(spec)
+        return NullTensor(spec, lead)
 
     def remote_copy(
         self, tensor: NullTensor, spec: Spec, memory: np.ndarray | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -97,9 +98,14 @@ class TorchBackend:
             array = array.copy()
         return torch.from_numpy(np.asarray(array))
 
-    def remote_zeros(self, spec: Spec) -> torch.Tensor:
-        """Zeros on the device: what runs write stays there."""
-        return torch.zeros(spec.shape, dtype=storage_dtype(spec.dtype), device=self.device)
+    def remote_zeros(
+        self, spec: Spec, lead: bool, memory: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """Zeros on the device, where what runs write stays, or the memory that is given."""
+        shape, dtype = (self.replicas,) * lead + spec.shape, storage_dtype(spec.dtype)
+        if memory is None:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
     def remote_copy(
         self, tensor: torch.Tensor, spec: Spec, memory: np.ndarray | None = None

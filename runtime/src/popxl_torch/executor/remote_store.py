@@ -53,15 +53,15 @@ class RemoteStore:
         self.owned.discard((buffer, entry))
         return old is None or not self.backend.same(old, tensor)
 
-    def get(self, buffer: Buffer, entry: int) -> Any:
-        """An entry as it is kept; zeros if it was never written."""
+    def get(self, buffer: Buffer, entry: int, varying: bool = False) -> Any:
+        """An entry as it is kept; if it was never written zeros, with the replica axis if
+        ``varying``."""
         self._check(buffer, entry)
         found = self.entries.get((buffer, entry))
         if found is None:
-            found = self.backend.remote_zeros(buffer.spec)
+            # A file's are there already: what is not written to costs no reading and no writing.
             memory = None if self.spill is None else self.spill.memory((buffer, entry))
-            if memory is not None:
-                found = self.backend.remote_copy(found, buffer.spec, memory)
+            found = self.backend.remote_zeros(buffer.spec, varying, memory)
             self._set(buffer, entry, found)
             self.owned.add((buffer, entry))
         return found
@@ -166,7 +166,7 @@ class RemoteStore:
         varying: bool,
     ) -> Any:
         """Write a window into an entry in place; returns the entry as ``load`` does, not copied."""
-        kept = self.get(buffer, entry)
+        kept = self.get(buffer, entry, varying)
         lead = self.backend.has_lead(kept, buffer.spec)
         if (buffer, entry) not in self.owned or lead != varying:
             # The host's array, or zeros that replicas share: take memory of our own once.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from popxl_torch.executor import placement
 LAYERS, SLOTS, WIDTH = 4, 1000, 8
 LAYER = 2 * SLOTS * WIDTH * 4
 REPLICAS = 2
+SMAPS = Path("/proc/self/smaps")
 
 
 @pytest.fixture(autouse=True)
@@ -188,3 +191,28 @@ def test_nothing_is_left_in_the_folder(tmp_path: Path, monkeypatch: pytest.Monke
         model.run(0)
         assert model.off()
         assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="this system does not say which pages were written")
+@pytest.mark.parametrize("replicas", [1, REPLICAS])
+def test_only_what_is_noted_is_written_to_the_file(tmp_path: Path, replicas: int):
+    with opened(replicas=replicas, device_memory=_needed(tmp_path)) as model:
+        model.run(0)
+        assert model.off() == [0, 1, 2, 3]
+        spill = model.session._engine.memory.remote.spill
+        first = spill.memory(next(iter(spill.sizes)))
+        # A row in each table for each replica, and `once`.
+        assert 0 < _written_pages(first.ctypes.data) <= replicas * 2 * LAYERS + 1
+
+
+def _written_pages(start: int) -> int:
+    """Of a mapped file, by where its memory begins: pages written to and not on the disk yet."""
+    lines = iter(SMAPS.read_text().splitlines())
+    next(line for line in lines if line.startswith(f"{start:x}-"))
+    about = dict(line.split(":", 1) for line in itertools.takewhile(_says_more, lines))
+    written = ("Shared_Dirty", "Private_Dirty")
+    return sum(int(about[key].split()[0]) for key in written) * 1024 // mmap.PAGESIZE
+
+
+def _says_more(line: str) -> bool:
+    return line.split(maxsplit=1)[0].endswith(":")
