@@ -168,6 +168,48 @@ def test_a_row_does_not_depend_on_the_others(rng: Generator, library: Native, fo
 
 @needs_library
 @pytest.mark.parametrize("format", FORMATS)
+def test_threads_do_not_change_a_bit_of_quantised_products(
+    rng: Generator, library: Native, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    matrix, x = host_matrix(rng, format, 611, 1024), torch.from_numpy(rows_of(rng, 2, 1024))
+    weights = [torch.from_numpy(array) for array in (matrix.codes, matrix.scales)]
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append(dot(library, x, *weights))
+    assert all(torch.equal(found, results[0]) for found in results)
+
+
+@needs_library
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows_in_its_row_only(
+    rng: Generator, library: Native, format: str, value: float
+) -> None:
+    matrix, x = host_matrix(rng, format, 50, 352), rows_of(rng, 7, 352)
+    weights = [torch.from_numpy(array) for array in (matrix.codes, matrix.scales)]
+    expected = dot(library, torch.from_numpy(x), *weights)
+    for place in (0, 17, 351):
+        bad = x.copy()
+        bad[4, place] = value
+        found = dot(library, torch.from_numpy(bad), *weights)
+        assert not found[4].isfinite().any()
+        assert torch.equal(found[[0, 1, 2, 3, 5, 6]], expected[[0, 1, 2, 3, 5, 6]])
+
+
+@needs_library
+@pytest.mark.parametrize("tiny", [1e-45, 1e-38, 1e-36, 1e-31])
+def test_int4_takes_activations_too_small_for_a_scale_as_zeros(
+    rng: Generator, library: Native, tiny: float
+) -> None:
+    matrix, x = host_matrix(rng, "int4", 9, 96), torch.zeros(1, 96)
+    weights = [torch.from_numpy(array) for array in (matrix.codes, matrix.scales)]
+    x[0, 32:64] = tiny
+    assert not dot(library, x, *weights).any()
+
+
+@needs_library
+@pytest.mark.parametrize("format", FORMATS)
 def test_widened_codes_are_the_numbers_as_float16(
     rng: Generator, library: Native, format: str
 ) -> None:

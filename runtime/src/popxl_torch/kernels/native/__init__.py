@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 SWITCH = "POPXL_TORCH_NATIVE"
-VERSION = 4
+VERSION = 5
 """What popxl_native_version() of a library that fits this file answers."""
 
 STORED = (torch.float16, torch.bfloat16)

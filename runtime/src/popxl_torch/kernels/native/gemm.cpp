@@ -266,7 +266,7 @@ const Set SETS[] = {
 extern "C" {
 
 // Changes with the meaning of any function below; the caller compares it with its own.
-__attribute__((visibility("default"))) int popxl_native_version() { return 4; }
+__attribute__((visibility("default"))) int popxl_native_version() { return 5; }
 
 // Name of instruction set i, best first, or null after the last one.
 __attribute__((visibility("default"))) const char* popxl_native_set(int i) { return SETS[i].name; }

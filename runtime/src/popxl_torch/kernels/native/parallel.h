@@ -31,32 +31,39 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
-// work(task, worker) for every task; workers take the next task when they are done with one. The
-// team is anything with threads and fork.
+constexpr int64_t MOST_WORKERS = 64;
+
+// work(task, worker) for every task. A worker takes the tasks of its share one after another, so
+// that what it reads is one stretch of memory, then those that are left of others' shares. The team
+// is anything with threads and fork.
 template <class Team, class Work>
 void parallel(const Team& team, int64_t tasks, const Work& work) {
   struct Shared {
-    std::atomic<int64_t> task{0}, worker{0};
-    int64_t tasks;
+    std::atomic<int64_t> taken[MOST_WORKERS]{}, worker{0};
+    int64_t tasks, workers;
     const Work* work;
     void run() {
       const int64_t self = worker.fetch_add(1);
-      for (int64_t i; (i = task.fetch_add(1)) < tasks;) (*work)(i, self);
+      for (int64_t i = 0; i < workers; ++i) {
+        const int64_t share = (self + i) % workers, start = share * tasks / workers;
+        const int64_t end = (share + 1) * tasks / workers;
+        for (int64_t task; (task = start + taken[share].fetch_add(1)) < end;) (*work)(task, self);
+      }
     }
   } shared;
   shared.tasks = tasks;
   shared.work = &work;
-  const int threads = static_cast<int>(least(team.threads, tasks));
+  const int threads = static_cast<int>(least(least(team.threads, MOST_WORKERS), tasks));
+  shared.workers = most(threads, 1);
   if (threads <= 1) {
     shared.run();
   } else if (team.fork) {
     team.fork([](void* data) { static_cast<Shared*>(data)->run(); }, &shared, threads, 0);
   } else {
-    constexpr int MOST = 64;
-    std::thread others[MOST];
+    std::thread others[MOST_WORKERS];
     int started = 0;
     try {
-      while (started < threads - 1 && started < MOST) {
+      while (started < threads - 1) {
         others[started] = std::thread([&shared] { shared.run(); });
         ++started;
       }

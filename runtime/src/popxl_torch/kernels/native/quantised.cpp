@@ -6,6 +6,7 @@
 // int4: groups of 32 neighbours of a row share a float16 scale. A group is 16 bytes: byte i holds
 // element i in its low half and element i + 16 in its high one, each the code plus 8. x is rounded
 // to int8 with one scale for the same 32 elements, so that the sums of a group are exact integers.
+// What is not finite in x makes its row of y NaN.
 //
 // Rows of w may be any distance apart, so that shards of a mapped file are read where they are. A
 // plain C interface, called through ctypes; nothing here allocates. Threads are as in gemm.cpp.
@@ -22,13 +23,15 @@ namespace {
 
 using std::int8_t;
 using std::uint16_t;
+using std::uint64_t;
 using std::uint8_t;
 
-constexpr int64_t GROUP = 32;     // elements that share a scale
-constexpr int64_t MOST_ROWS = 6;  // rows of x per pass over a piece of w
-constexpr int64_t PIECE = 24;     // rows of w at a time
-
-constexpr int64_t CODES_AHEAD = 8192;  // bytes of w of int4 between a prefetch and its use
+constexpr int64_t GROUP = 32;           // elements that share a scale
+constexpr int64_t MOST_LANES = 16;      // of all sets
+constexpr float LEAST_SIZE = 1e-30f;    // of the largest in a group of x; less counts as zeros
+constexpr int64_t MOST_ROWS = 6;        // rows of x per pass over a piece of w
+constexpr int64_t PIECE = 24;           // rows of w at a time
+constexpr int64_t CODES_AHEAD = 8192;   // bytes of w of int4 between a prefetch and its use
 constexpr int64_t TASK_SIZE = 1 << 18;  // elements of w that a thread reads on end
 
 struct Rows8 {
@@ -45,9 +48,10 @@ struct Rows8 {
 
 struct Rows4 {
   int64_t m, n, k;
-  const int8_t* x;       // (m, k), rounded
-  const float* x_scale;  // (m, k / GROUP)
-  const float* x_shift;  // (m, k / GROUP): 8 times the sum of a group of x, with its scale
+  int64_t x_groups;
+  const int8_t* x;       // (m, x_groups * GROUP), rounded
+  const float* x_scale;  // (m, x_groups)
+  const float* x_shift;  // (m, x_groups): -8 times the sum of a group of x, with its scale
   const uint8_t* codes;
   int64_t codes_row;  // bytes
   const uint16_t* scales;
@@ -85,28 +89,46 @@ constexpr int LANES = 8;
 POPXL_SIMD Vector zero() { return _mm256_setzero_ps(); }
 POPXL_SIMD Vector load(const float* p) { return _mm256_loadu_ps(p); }
 POPXL_SIMD void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
+POPXL_SIMD Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+POPXL_SIMD Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
 POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
 POPXL_SIMD Vector load_codes(const int8_t* p) {
   return _mm256_cvtepi32_ps(
       _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
-POPXL_SIMD float total8(__m256 v) {
+POPXL_SIMD float total(Vector v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-POPXL_SIMD float total(Vector v) { return total8(v); }
-constexpr int VECTOR_GROUPS = 1;
-using Codes = __m256i;
-POPXL_SIMD Codes load_nibbles(const uint8_t* p);
-POPXL_SIMD Codes load_groups(const uint8_t* p, int64_t) { return load_nibbles(p); }
-POPXL_SIMD Codes load_bytes(const int8_t* p, int64_t) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+using Bytes = __m256i;
+POPXL_SIMD Bytes load_bytes(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
-POPXL_SIMD Vector each_group(const float* p) { return _mm256_broadcast_ss(p); }
-POPXL_SIMD Vector dot_bytes(Codes codes, Codes x) {
-  const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+POPXL_SIMD Bytes low_halves(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+POPXL_SIMD Bytes high_halves(Bytes v) { return low_halves(_mm256_srli_epi16(v, 4)); }
+POPXL_SIMD Vector dot_halves(Bytes low, Bytes x_low, Bytes high, Bytes x_high) {
+  const Bytes pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, x_low),
+                                       _mm256_maddubs_epi16(high, x_high));
   return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+POPXL_SIMD Bytes load_some_bytes(const void* p, int count) {
+  alignas(32) uint8_t some[32] = {};
+  std::memcpy(some, p, count);
+  return load_bytes(some);
+}
+POPXL_SIMD Vector load_scales(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+POPXL_SIMD Vector load_some_scales(const uint16_t* p, int count) {
+  alignas(16) uint16_t some[8] = {};
+  std::memcpy(some, p, count * sizeof(uint16_t));
+  return load_scales(some);
+}
+POPXL_SIMD Vector each_group(Vector scales, int quarter) {
+  const __m256i first = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+  return _mm256_permutevar8x32_ps(scales,
+                                  _mm256_add_epi32(first, _mm256_set1_epi32(2 * quarter)));
 }
 #include "quantised_loops.h"
 #undef POPXL_SIMD
@@ -122,40 +144,36 @@ constexpr int LANES = 16;
 POPXL_SIMD Vector zero() { return _mm512_setzero_ps(); }
 POPXL_SIMD Vector load(const float* p) { return _mm512_loadu_ps(p); }
 POPXL_SIMD void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
+POPXL_SIMD Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+POPXL_SIMD Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
 POPXL_SIMD Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
 POPXL_SIMD Vector load_codes(const int8_t* p) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
-POPXL_SIMD float total8(__m256 v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
 POPXL_SIMD float total(Vector v) {
-  return total8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+  return avx2::total(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
 }
-constexpr int VECTOR_GROUPS = 2;
-using Codes = __m512i;
-// The codes of two groups, each plus 8, in the order of the elements; if there is one only, zeros.
-POPXL_SIMD Codes load_groups(const uint8_t* p, int64_t count) {
-  const __m256i both = count > 1 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-                                 : _mm256_maskz_loadu_epi64(3, p);
-  const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3),
-                                                 _mm512_castsi256_si512(both));
-  const __m512i shift = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
-  return _mm512_and_si512(_mm512_srlv_epi64(twice, shift), _mm512_set1_epi8(15));
+using Bytes = __m512i;
+POPXL_SIMD Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+POPXL_SIMD Bytes low_halves(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+POPXL_SIMD Bytes high_halves(Bytes v) { return low_halves(_mm512_srli_epi16(v, 4)); }
+POPXL_SIMD Vector dot_halves(Bytes low, Bytes x_low, Bytes high, Bytes x_high) {
+  const Bytes sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, x_low);
+  return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(sum, high, x_high));
 }
-POPXL_SIMD Codes load_bytes(const int8_t* p, int64_t count) {
-  return count > 1 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi64(15, p);
+POPXL_SIMD Bytes load_some_bytes(const void* p, int count) {
+  return _mm512_maskz_loadu_epi8((uint64_t{1} << count) - 1, p);
 }
-POPXL_SIMD Vector each_group(const float* p) {
-  const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  const __m128 two = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p)));
-  return _mm512_permutexvar_ps(first, _mm512_castps128_ps512(two));
+POPXL_SIMD Vector load_scales(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-POPXL_SIMD Vector dot_bytes(Codes codes, Codes x) {
-  return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x));
+POPXL_SIMD Vector load_some_scales(const uint16_t* p, int count) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p));
+}
+POPXL_SIMD Vector each_group(Vector scales, int quarter) {
+  const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  return _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(4 * quarter)), scales);
 }
 #include "quantised_loops.h"
 #undef POPXL_SIMD
@@ -165,8 +183,8 @@ POPXL_SIMD Vector dot_bytes(Codes codes, Codes x) {
 #endif  // POPXL_X86
 
 struct Set {
-  void (*round_rows)(int64_t m, int64_t k, const float* x, int64_t x_row, int8_t* out, float* scale,
-                     float* shift);
+  void (*round_rows)(int64_t m, int64_t k, const float* x, int64_t x_row, int64_t x_groups,
+                     int8_t* out, float* scale, float* shift);
   void (*dot8)(const Rows8&);
   void (*dot4)(const Rows4&);
   void (*widen8)(int64_t n, int64_t k, const int8_t* codes, int64_t codes_row, const float* scales,
@@ -209,18 +227,19 @@ POPXL_EXPORT void popxl_native_dot8(int set, int64_t m, int64_t n, int64_t k, co
   set_of(set).dot8(Rows8{m, n, k, x, x_row, codes, codes_row, scales, y, y_row, {threads, fork}});
 }
 
-// The same, w of int4 and k a multiple of 32. scratch: m * k bytes and then, at a multiple of 4, 2 *
-// m * k / 32 floats.
+// The same, w of int4 and k a multiple of 32. scratch, at a multiple of 4: for each row of x and
+// each of its groups, their number rounded up to a multiple of 16, 32 bytes and two floats.
 POPXL_EXPORT void popxl_native_dot4(int set, int64_t m, int64_t n, int64_t k, const float* x,
                                        int64_t x_row, const uint8_t* codes, int64_t codes_row,
                                        const uint16_t* scales, int64_t scales_row, float* y,
                                        int64_t y_row, void* scratch, int threads, Fork fork) {
   auto* rounded = static_cast<int8_t*>(scratch);
-  auto* x_scale = reinterpret_cast<float*>(rounded + m * k);
-  float* x_shift = x_scale + m * (k / GROUP);
-  set_of(set).round_rows(m, k, x, x_row, rounded, x_scale, x_shift);
-  set_of(set).dot4(Rows4{m, n, k, rounded, x_scale, x_shift, codes, codes_row, scales, scales_row, y,
-                       y_row, {threads, fork}});
+  const int64_t x_groups = parts(k / GROUP, MOST_LANES) * MOST_LANES;
+  auto* x_scale = reinterpret_cast<float*>(rounded + m * x_groups * GROUP);
+  float* x_shift = x_scale + m * x_groups;
+  set_of(set).round_rows(m, k, x, x_row, x_groups, rounded, x_scale, x_shift);
+  set_of(set).dot4(Rows4{m, n, k, x_groups, rounded, x_scale, x_shift, codes, codes_row, scales,
+                         scales_row, y, y_row, {threads, fork}});
 }
 
 // Rows of int8 weights as float16, (n, k) contiguous.

@@ -6,7 +6,7 @@ import torch
 
 from popxl_torch.kernels.native import Native, threads_for
 
-_GROUP = 32
+_GROUP, _MOST_LANES = 32, 16
 
 
 def dot(
@@ -30,8 +30,8 @@ def dot(
     if codes.dtype == torch.int8:
         library.functions["dot8"](*sizes, scales.data_ptr(), y.data_ptr(), n, threads, library.fork)
         return y
-    groups = k // _GROUP
-    scratch = torch.empty(m * (k + 8 * groups), dtype=torch.uint8)
+    groups = -(-k // (_GROUP * _MOST_LANES)) * _MOST_LANES
+    scratch = torch.empty(m * groups * (_GROUP + 8), dtype=torch.uint8)
     library.functions["dot4"](
         *(*sizes, scales.data_ptr(), scales.stride(0), y.data_ptr(), n),
         *(scratch.data_ptr(), threads, library.fork),

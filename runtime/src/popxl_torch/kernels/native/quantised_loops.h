@@ -91,95 +91,69 @@ void dot8(const Rows8& p) {
 
 // ---- int4 -----------------------------------------------------------------------------------
 
-// The 32 codes of a group, each plus 8, in the order of the elements.
-POPXL_SIMD __m256i load_nibbles(const uint8_t* p) {
-  const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  const __m256i spread = _mm256_inserti128_si256(_mm256_castsi128_si256(both),
-                                                 _mm_srli_epi16(both, 4), 1);
-  return _mm256_and_si256(spread, _mm256_set1_epi8(15));
-}
+constexpr int BLOCK = LANES;  // groups whose scales fill a vector, and whose codes fill four
+constexpr int QUARTER = BLOCK / 4;
+constexpr int QUARTER_BYTES = QUARTER * GROUP / 2;  // of codes; of x twice as many
 
-// The scales of eight groups of a row of w, or of those that are left, then zeros.
-POPXL_SIMD __m256 load_scales(const uint16_t* p, int64_t left) {
-  if (left >= 8) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  alignas(16) uint16_t end[8] = {};
-  std::memcpy(end, p, left * sizeof(uint16_t));
-  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(end)));
-}
-
-POPXL_SIMD __m256 load_left(const float* p, int64_t left) {
-  if (left >= 8) return _mm256_loadu_ps(p);
-  alignas(32) float end[8] = {};
-  std::memcpy(end, p, left * sizeof(float));
-  return _mm256_load_ps(end);
-}
-
-// Adds to the sums of R rows of x with C rows of w those of the groups of one vector, which begin
-// at `group`; `count` of them are there.
-template <int R, int C>
-POPXL_SIMD void dot4_groups(const Rows4& p, const int8_t* x, const uint8_t* w, int64_t group,
-                            int64_t count, const float (*scale)[C][8], Vector (*sum)[C]) {
-  Codes codes[C];
-#pragma GCC unroll 8
-  for (int c = 0; c < C; ++c) {
-    const uint8_t* at = w + c * p.codes_row + group * (GROUP / 2);
-    codes[c] = load_groups(at, count);
-    __builtin_prefetch(at + CODES_AHEAD, 0, 2);
-  }
+// Adds to the sums of R rows of x with a row of w those of a block of groups, of which `count` are
+// there. The products of their scales are made for the whole block at once.
+template <int R, bool WHOLE>
+POPXL_SIMD void dot4_groups(const Rows4& p, const int8_t* x, const float* x_scale,
+                            const float* x_shift, const uint8_t* w, const uint16_t* scales,
+                            int count, int64_t ahead, Vector* sum) {
+  const Vector own = WHOLE ? load_scales(scales) : load_some_scales(scales, count);
+  Vector scale[R], part[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const Codes v = load_bytes(x + r * p.k + group * GROUP, count);
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c)
-      sum[r][c] = multiply_add(dot_bytes(codes[c], v), each_group(scale[r][c] + group % 8),
-                               sum[r][c]);
+    scale[r] = multiply(own, load(x_scale + r * p.x_groups));
+    part[r] = multiply(own, load(x_shift + r * p.x_groups));
   }
+#pragma GCC unroll 4
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    const uint8_t* at = w + quarter * QUARTER_BYTES;
+    const int left = count - quarter * QUARTER;
+    if (!WHOLE && left <= 0) break;
+    const bool all = WHOLE || left >= QUARTER;
+    const Bytes codes = all ? load_bytes(at) : load_some_bytes(at, left * (GROUP / 2));
+    const Bytes low = low_halves(codes), high = high_halves(codes);
+    if (quarter * QUARTER_BYTES % 64 == 0) __builtin_prefetch(at + ahead, 0, 2);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const int8_t* from = x + r * p.x_groups * GROUP + 2 * quarter * QUARTER_BYTES;
+      const Vector dots = dot_halves(low, load_bytes(from), high, load_bytes(from + QUARTER_BYTES));
+      part[r] = multiply_add(dots, each_group(scale[r], quarter), part[r]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) sum[r] = add(sum[r], part[r]);
 }
 
-// R rows of x with C rows of w, eight groups at a time: their scales are multiplied together.
-template <int R, int C>
-POPXL_ENTRY void dot4_block(const Rows4& p, int64_t row, int64_t column) {
-  const int64_t groups = p.k / GROUP;
+// R rows of x with a row of w. What is `ahead` bytes further, the same columns of a later row, comes
+// into the second-level cache meanwhile.
+template <int R>
+POPXL_SIMD void dot4_row(const Rows4& p, int64_t row, int64_t column, int64_t ahead) {
+  const int64_t groups = p.k / GROUP, whole = groups - groups % BLOCK;
   const uint8_t* w = p.codes + column * p.codes_row;
-  const int8_t* x = p.x + row * p.k;
-  Vector sum[R][C];
-  __m256 shift[R][C];
+  const uint16_t* scales = p.scales + column * p.scales_row;
+  const int64_t first = row * p.x_groups;
+  Vector sum[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) sum[r] = zero();
+  for (int64_t g = 0; g < whole; g += BLOCK)
+    dot4_groups<R, true>(p, p.x + (first + g) * GROUP, p.x_scale + first + g, p.x_shift + first + g,
+                         w + g * GROUP / 2, scales + g, BLOCK, ahead, sum);
+  if (whole < groups)
+    dot4_groups<R, false>(p, p.x + (first + whole) * GROUP, p.x_scale + first + whole,
+                          p.x_shift + first + whole, w + whole * GROUP / 2, scales + whole,
+                          static_cast<int>(groups - whole), ahead, sum);
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sum[r][c] = zero(), shift[r][c] = _mm256_setzero_ps();
-  for (int64_t first = 0; first < groups; first += 8) {
-    const int64_t left = groups - first;
-    alignas(32) float scale[R][C][8];
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) {
-      const __m256 own = load_scales(p.scales + (column + c) * p.scales_row + first, left);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const int64_t at = (row + r) * groups + first;
-        _mm256_store_ps(scale[r][c], _mm256_mul_ps(own, load_left(p.x_scale + at, left)));
-        shift[r][c] = _mm256_fmadd_ps(own, load_left(p.x_shift + at, left), shift[r][c]);
-      }
-    }
-    if (left >= 8) {
-#pragma GCC unroll 8
-      for (int g = 0; g < 8; g += VECTOR_GROUPS)
-        dot4_groups<R, C>(p, x, w, first + g, VECTOR_GROUPS, scale, sum);
-    } else {
-      for (int64_t g = 0; g < left; g += VECTOR_GROUPS)
-        dot4_groups<R, C>(p, x, w, first + g, left - g, scale, sum);
-    }
-  }
-  for (int c = 0; c < C; ++c)
-    for (int r = 0; r < R; ++r)
-      p.y[(row + r) * p.y_row + column + c] = total(sum[r][c]) - total8(shift[r][c]);
+  for (int r = 0; r < R; ++r) p.y[(row + r) * p.y_row + column] = total(sum[r]);
 }
 
 template <int R>
 POPXL_ENTRY void dot4_rows(const Rows4& p, int64_t row, int64_t column, int64_t end) {
-  constexpr int C = R == 1 ? 1 : 2;  // one row waits for w, which is read fastest from end to end
-  for (; column + C <= end; column += C) dot4_block<R, C>(p, row, column);
-  for (; column < end; ++column) dot4_block<R, 1>(p, row, column);
+  const int64_t ahead = p.codes_row * most(CODES_AHEAD / most(p.k / 2, 1), 1);
+  for (; column < end; ++column) dot4_row<R>(p, row, column, ahead);
 }
 
 void dot4(const Rows4& p) {
@@ -189,18 +163,22 @@ void dot4(const Rows4& p) {
   by_pieces(p, BY_ROWS);
 }
 
-// A group of x to int8; its scale.
-POPXL_SIMD float round_group(const float* from, int8_t* to, int* sum) {
-  __m256 v[4], largest = _mm256_setzero_ps();
-  const __m256 sign = _mm256_set1_ps(-0.0f);
+// A group of x to int8, its elements before and from the middle to two places; its scale, which is
+// NaN if an element is not finite.
+POPXL_SIMD float round_group(const float* from, int8_t* low, int8_t* high, int* sum) {
+  __m256 v[4];
+  __m256i largest = _mm256_setzero_si256();  // the bits of sizes, which have the sizes' order
+  const __m256i size_bits = _mm256_set1_epi32(0x7fffffff);
   for (int i = 0; i < 4; ++i) {
     v[i] = _mm256_loadu_ps(from + 8 * i);
-    largest = _mm256_max_ps(_mm256_andnot_ps(sign, v[i]), largest);
+    largest = _mm256_max_epi32(_mm256_and_si256(size_bits, _mm256_castps_si256(v[i])), largest);
   }
-  __m128 most = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
-  most = _mm_max_ps(most, _mm_movehl_ps(most, most));
-  const float size = _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
-  const __m256 inverse = _mm256_set1_ps(size > 0 ? 127.0f / size : 0.0f);
+  __m128i most = _mm_max_epi32(_mm256_castsi256_si128(largest),
+                               _mm256_extracti128_si256(largest, 1));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+  most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+  const float size = _mm_cvtss_f32(_mm_castsi128_ps(most));
+  const __m256 inverse = _mm256_set1_ps(size > LEAST_SIZE ? 127.0f / size : 0.0f);
   __m256i code[4], all = _mm256_setzero_si256();
   for (int i = 0; i < 4; ++i) {
     code[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
@@ -210,22 +188,30 @@ POPXL_SIMD float round_group(const float* from, int8_t* to, int* sum) {
   const __m256i pairs = _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]),
                                            _mm256_packs_epi32(code[2], code[3]));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(pairs, order));
+  const __m256i bytes = _mm256_permutevar8x32_epi32(pairs, order);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm256_castsi256_si128(bytes));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm256_extracti128_si256(bytes, 1));
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
   *sum = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-  return size / 127.0f;
+  return size - size + size / 127.0f;  // infinity less itself is NaN
 }
 
-// x (m, k) to int8 with a scale for each group.
-POPXL_ENTRY void round_rows(int64_t m, int64_t k, const float* x, int64_t x_row, int8_t* out,
-                            float* scale, float* shift) {
-  for (int64_t r = 0; r < m; ++r)
-    for (int64_t g = 0; g < k / GROUP; ++g, ++scale, ++shift) {
+// x (m, k) to int8 with a scale for each group, zeros behind its groups. The bytes stand as codes
+// are unpacked: of as many groups as a vector has codes of first those of low halves.
+POPXL_ENTRY void round_rows(int64_t m, int64_t k, const float* x, int64_t x_row, int64_t x_groups,
+                            int8_t* out, float* scale, float* shift) {
+  const int64_t groups = k / GROUP;
+  for (int64_t r = 0; r < m; ++r, out += x_groups * GROUP, scale += x_groups, shift += x_groups) {
+    for (int64_t g = 0; g < x_groups; ++g) {
+      static const float NOTHING[GROUP] = {};
+      const float* from = g < groups ? x + r * x_row + g * GROUP : NOTHING;
+      int8_t* low = out + g / QUARTER * 2 * QUARTER_BYTES + g % QUARTER * (GROUP / 2);
       int sum;
-      *scale = round_group(x + r * x_row + g * GROUP, out + r * k + g * GROUP, &sum);
-      *shift = 8.0f * *scale * static_cast<float>(sum);
+      scale[g] = round_group(from, low, low + QUARTER_BYTES, &sum);
+      shift[g] = -8.0f * scale[g] * static_cast<float>(sum);
     }
+  }
 }
 
 // ---- as float16 -----------------------------------------------------------------------------
@@ -266,13 +252,15 @@ void widen8(int64_t n, int64_t k, const int8_t* codes, int64_t codes_row, const 
 POPXL_ENTRY void widen4_row(int64_t k, const uint8_t* codes, const uint16_t* scales,
                             uint16_t* out) {
   for (int64_t g = 0; g < k / GROUP; ++g) {
-    const __m256i all = _mm256_sub_epi8(load_nibbles(codes + g * (GROUP / 2)), _mm256_set1_epi8(8));
+    const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + g * (GROUP / 2)));
     const __m256 s = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(scales[g])));
-    const __m128i half[2] = {_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)};
     for (int i = 0; i < 2; ++i) {
+      const __m128i shifted = i ? _mm_srli_epi16(both, 4) : both;
+      const __m128i half =
+          _mm_sub_epi8(_mm_and_si128(shifted, _mm_set1_epi8(15)), _mm_set1_epi8(8));
       uint16_t* to = out + g * GROUP + i * 16;
-      store_half(to, _mm256_mul_ps(eight_codes(half[i]), s));
-      store_half(to + 8, _mm256_mul_ps(eight_codes(_mm_srli_si128(half[i], 8)), s));
+      store_half(to, _mm256_mul_ps(eight_codes(half), s));
+      store_half(to + 8, _mm256_mul_ps(eight_codes(_mm_srli_si128(half, 8)), s));
     }
   }
 }
