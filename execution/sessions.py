@@ -149,8 +149,8 @@ def _entered(
         session = build_session(config, scheme, engine)
         if weights is not None:
             load_weights(session, weights)
-    with memory_and_files():
-        session.__enter__()
+        with memory_and_files():
+            session.__enter__()
     return session
 
 

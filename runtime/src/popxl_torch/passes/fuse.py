@@ -7,6 +7,7 @@ passes need marks and keep them right; the setting ``fuse`` says which run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,16 +20,28 @@ Rewrite = Callable[[Block], None]
 
 
 class Uses:
-    """Which node makes each value of a block, and how often it is used."""
+    """Which node makes each value of a block, and how often it is used.
+
+    Both are looked up when they are first asked for: most rewrites find nothing in most blocks.
+    A rewrite asks before it changes anything, so it sees the block as it was.
+    """
 
     def __init__(self, block: Block) -> None:
-        self._makers = {id(out): node for node in block.nodes for out in node.outputs}
-        self._users: dict[int, list[Node | None]] = {}
-        for node in block.nodes:
+        self._block = block
+
+    @functools.cached_property
+    def _makers(self) -> dict[int, Node]:
+        return {id(out): node for node in self._block.nodes for out in node.outputs}
+
+    @functools.cached_property
+    def _users(self) -> dict[int, list[Node | None]]:
+        users: dict[int, list[Node | None]] = {}
+        for node in self._block.nodes:
             for val in used_outside(node):
-                self._users.setdefault(id(val), []).append(node)
-        for val in block.results:
-            self._users.setdefault(id(val), []).append(None)
+                users.setdefault(id(val), []).append(node)
+        for val in self._block.results:
+            users.setdefault(id(val), []).append(None)
+        return users
 
     def maker(self, val: Val, *kinds: str) -> Node | None:
         """The node of the block that makes the value, if it is one of ``kinds``."""
@@ -37,7 +50,8 @@ class Uses:
 
     def own(self, val: Val, *kinds: str) -> Node | None:
         """As :meth:`maker`, if nothing but one node uses the value, once."""
-        return self.maker(val, *kinds) if len(self._users.get(id(val), ())) == 1 else None
+        node = self.maker(val, *kinds)
+        return node if node is not None and len(self._users.get(id(val), ())) == 1 else None
 
     def only_user(self, val: Val, *kinds: str) -> Node | None:
         """The one node that uses the value, if it is one of ``kinds``."""

@@ -18,7 +18,8 @@ def fuse_views(block: Block) -> None:
     uses = Uses(block)
     same: dict[int, Val] = {}
     for node in block.nodes:
-        _rename(node, same)
+        if same:
+            _rename(node, same)
         _simplify(node, uses)
         if _changes_nothing(node):
             same[id(node.outputs[0])] = node.inputs[0]

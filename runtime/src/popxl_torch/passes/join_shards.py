@@ -26,6 +26,8 @@ def _join(block: Block) -> None:
     for node in block.nodes:
         for inner in node.blocks:
             _join(inner)
+    if not any(_is_full_sum(node) or node.kind == "MatMul" for node in block.nodes):
+        return
     uses = _count_uses(block)
     producers = {id(out): node for node in block.nodes for out in node.outputs}
     replaced: list[Node] = []

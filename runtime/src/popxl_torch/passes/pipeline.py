@@ -11,7 +11,6 @@ update_remote     needs marks; its results are views of remote memory, so it com
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 
 from popxl_torch.ir.records import Program
@@ -28,7 +27,7 @@ from popxl_torch.passes.fuse_views import fuse_views
 from popxl_torch.passes.join_shards import join_shards
 from popxl_torch.passes.join_weights import join_weights
 from popxl_torch.passes.mark_uniform import Varying, mark_uniform
-from popxl_torch.passes.ssa import Block, Functional, Node, Val
+from popxl_torch.passes.ssa import BLOCKS, Block, Functional, Node, Val
 from popxl_torch.passes.update_remote import update_remote
 from popxl_torch.settings import FUSIONS as FUSION_NAMES
 
@@ -72,35 +71,31 @@ def specialise(
 
 def _copy(functional: Functional) -> Functional:
     """Fresh nodes and values; constants, states, streams and buffers are shared."""
-    new: dict[int, Val] = {id(val): val for val in functional.constants}
+    new = {val: val for val in functional.constants}
+    blocks = {name: _copied(getattr(functional, name), new) for name in BLOCKS}
+    return Functional(functional.replicas, **blocks, constants=functional.constants)
 
-    def val_of(val: Val) -> Val:
-        if id(val) not in new:
-            new[id(val)] = copy.copy(val)
-        return new[id(val)]
 
-    def block_of(block: Block) -> Block:
-        return Block(
-            [val_of(v) for v in block.params],
-            [
-                Node(
-                    node.kind,
-                    [val_of(v) for v in node.inputs],
-                    [val_of(v) for v in node.outputs],
-                    node.attrs,
-                    tuple(block_of(inner) for inner in node.blocks),
-                    node.where,
-                    node.region,
-                )
-                for node in block.nodes
-            ],
-            [val_of(v) for v in block.results],
+def _copied(block: Block, new: dict[Val, Val]) -> Block:
+    """A copy of a block; ``new`` are the copies of values."""
+    params = _copied_vals(block.params, new)
+    nodes = [
+        Node(
+            node.kind,
+            _copied_vals(node.inputs, new),
+            _copied_vals(node.outputs, new),
+            node.attrs,
+            tuple([_copied(inner, new) for inner in node.blocks]),
+            node.where,
+            node.region,
         )
+        for node in block.nodes
+    ]
+    return Block(params, nodes, _copied_vals(block.results, new))
 
-    return Functional(
-        functional.replicas,
-        block_of(functional.main),
-        block_of(functional.from_host),
-        block_of(functional.to_host),
-        functional.constants,
-    )
+
+def _copied_vals(vals: list[Val], new: dict[Val, Val]) -> list[Val]:
+    for val in vals:
+        if val not in new:
+            new[val] = Val(val.spec, val.name, val.varying, val.const)
+    return [new[val] for val in vals]

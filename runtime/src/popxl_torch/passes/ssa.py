@@ -66,6 +66,10 @@ class Block:
     results: list[Val] = field(default_factory=list)
 
 
+BLOCKS = ("main", "from_host", "to_host")
+"""The top-level blocks of a program."""
+
+
 @dataclass(eq=False, slots=True)
 class Functional:
     """The functional form of a whole Ir."""
@@ -82,7 +86,7 @@ class Functional:
 
     def only(self, name: str) -> Functional:
         """The program with one of them, the others empty."""
-        parts = {part: Block() for part in ("main", "from_host", "to_host")}
+        parts = {part: Block() for part in BLOCKS}
         parts[name] = getattr(self, name)
         return Functional(self.replicas, **parts, constants=self.constants)
 
@@ -91,7 +95,6 @@ EFFECTS = frozenset(
     {
         "HostLoad",
         "HostStore",
-        "RemoteLoad",
         "RemoteStore",
         "RemoteUpdate",
         "WriteState",
@@ -103,9 +106,9 @@ EFFECTS = frozenset(
 
 def has_effect(node: Node) -> bool:
     """Whether the node or one nested in it acts beyond its outputs. Remote loads only read."""
-    if node.kind in EFFECTS and node.kind != "RemoteLoad":
+    if node.kind in EFFECTS:
         return True
-    return any(has_effect(inner) for block in node.blocks for inner in block.nodes)
+    return any(inner.kind in EFFECTS for block in node.blocks for inner in walk(block))
 
 
 def communicates(node: Node) -> bool:
@@ -127,16 +130,24 @@ def walk(block: Block) -> Iterator[Node]:
 
 def used_outside(node: Node) -> list[Val]:
     """Inputs of the node and every value that its nested blocks take from around them."""
-    used = list(node.inputs)
+    if not node.blocks:
+        return node.inputs
+    taken: list[Val] = []
+    inside: set[int] = set()
     for block in node.blocks:
-        inside = set(map(id, block.params))
-        taken: list[Val] = []
-        for inner in block.nodes:
-            taken += used_outside(inner)
-            inside |= set(map(id, inner.outputs))
-        taken += block.results
-        used += [val for val in taken if id(val) not in inside]
-    return used
+        _gather(block, taken, inside)
+    return [*node.inputs, *(val for val in taken if id(val) not in inside)]
+
+
+def _gather(block: Block, taken: list[Val], inside: set[int]) -> None:
+    """What a block and those nested in it use, and the ids of what they make."""
+    inside.update(map(id, block.params))
+    for node in block.nodes:
+        taken += node.inputs
+        for inner in node.blocks:
+            _gather(inner, taken, inside)
+        inside.update(map(id, node.outputs))
+    taken += block.results
 
 
 def text(block: Block, indent: str = "") -> str:

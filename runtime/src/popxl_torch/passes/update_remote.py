@@ -32,44 +32,56 @@ def update_remote(functional: Functional) -> Functional:
     """Rewrite every block in place and return the program."""
     for block in functional.blocks():
         _rewrite(block)
-        _mark_views(block, frozenset())
+        stores: dict[Node, set[Buffer]] = {}
+        _find_stores(block, stores)
+        _mark_views(block, set(), stores)
     return functional
 
 
-def _mark_views(block: Block, stored: frozenset[Buffer]) -> None:
+def _find_stores(block: Block, stores: dict[Node, set[Buffer]]) -> set[Buffer]:
+    """Fill in the buffers that each node, or one nested in it, stores to; returns all of them."""
+    inside: set[Buffer] = set()
+    for node in block.nodes:
+        found = {node.attrs["buffer"]} if node.kind in _STORES else set()
+        found.update(*(_find_stores(inner, stores) for inner in node.blocks))
+        if found:
+            stores[node] = found
+            inside |= found
+    return inside
+
+
+def _mark_views(block: Block, stored: set[Buffer], stores: dict[Node, set[Buffer]]) -> None:
     """``stored`` are the buffers that the rest of the run may store to."""
-    stores = [_stores(node) for node in block.nodes]
-    for number, node in enumerate(block.nodes):
-        others = stored.union(*stores[:number], *stores[number + 1 :])
+    own = [node for node in block.nodes if node in stores]
+    for node in block.nodes:
+        if node.kind != "RemoteLoad" and not node.blocks:
+            continue
+        others = stored.union(*(stores[other] for other in own if other is not node))
         if node.kind == "RemoteLoad" and node.attrs["buffer"] not in others:
             node.attrs = {**node.attrs, "view": True}
         # Of a conditional's branches one runs; a loop's body does again and again.
         if node.kind == "Loop":
-            others = others | stores[number]
+            others |= stores.get(node, set())
         for inner in node.blocks:
-            _mark_views(inner, others)
-
-
-def _stores(node: Node) -> frozenset[Buffer]:
-    """The buffers that a node, or one nested in it, stores to."""
-    inside = (_stores(inner) for block in node.blocks for inner in block.nodes)
-    own = {node.attrs["buffer"]} if node.kind in _STORES else set()
-    return frozenset(own).union(*inside)
+            _mark_views(inner, others, stores)
 
 
 def _rewrite(block: Block) -> None:
     for node in block.nodes:
         for inner in node.blocks:
             _rewrite(inner)
+    loads = [node for node in block.nodes if node.kind == "RemoteLoad"]
+    accesses = _count_accesses(block) if loads else {}
+    loads = [node for node in loads if accesses[node.attrs["buffer"]] == 2]
+    if not loads:
+        return
     uses: dict[int, list[Node]] = {}
     for node in block.nodes:
         for val in used_outside(node):
             uses.setdefault(id(val), []).append(node)
     leaving = {id(val) for val in block.results}
-    accesses = _count_accesses(block)
-    for node in list(block.nodes):
-        if node.kind == "RemoteLoad" and accesses[node.attrs["buffer"]] == 2:
-            _match(block, node, uses, leaving)
+    for load in loads:
+        _match(block, load, uses, leaving)
 
 
 def _count_accesses(block: Block) -> dict[Buffer, int]:

@@ -6,7 +6,7 @@ import itertools
 
 from popxl_torch.ir.opdef import kinds, opdef
 from popxl_torch.passes.ssa import Block, Functional, Node, Val, communicates, has_effect
-from popxl_torch.plan.steps import Body, Operand, Plan, Step, reads
+from popxl_torch.plan.steps import Body, Operand, Plan, Step
 
 
 class NotVectorisable(Exception):
@@ -26,18 +26,17 @@ def lower(functional: Functional, block: Block) -> Plan:
 class _Lowering:
     def __init__(self, functional: Functional) -> None:
         self.functional = functional
-        self.slots: dict[int, int] = {}
+        self.operands: dict[Val, Operand] = {}
         self.numbers = itertools.count()
 
     def plan(self, block: Block) -> Plan:
         constants = [
             (self._operand(val).slot, val.spec, val.const) for val in self.functional.constants
         ]
-        pinned = {slot for slot, _, _ in constants}
         steps = self._marked(block.nodes)
         steps.append(Step("Mark", attrs={"region": None, "runs": 0}))
         body = Body((), steps, self._operands(block.results))
-        _free(body, pinned)
+        _free(body)
         return Plan(self.functional.replicas, next(self.numbers), constants, body)
 
     def _marked(self, nodes: list[Node]) -> list[Step]:
@@ -51,12 +50,12 @@ class _Lowering:
         return steps
 
     def _operand(self, val: Val) -> Operand:
-        if id(val) not in self.slots:
-            self.slots[id(val)] = next(self.numbers)
-        return Operand(self.slots[id(val)], val.spec, val.varying)
+        if val not in self.operands:
+            self.operands[val] = Operand(next(self.numbers), val.spec, val.varying)
+        return self.operands[val]
 
     def _operands(self, vals: list[Val]) -> tuple[Operand, ...]:
-        return tuple(self._operand(val) for val in vals)
+        return tuple([self._operand(val) for val in vals])
 
     def _node(self, node: Node) -> list[Step]:
         if node.kind == "Loop":
@@ -132,14 +131,19 @@ def _runs(segment: list[Node]) -> int:
     return 1
 
 
-def _free(body: Body, keep: set[int]) -> None:
-    """Fill in ``frees``: a body frees what it defines, the step around it frees what it takes."""
+def _free(body: Body) -> set[int]:
+    """Fill in ``frees``: a body frees what it defines, the step around it frees what it takes.
+
+    Returns the slots that the body takes from around it.
+    """
     own = {operand.slot for operand in body.params}
     own |= {operand.slot for step in body.steps for operand in step.outs}
-    live = {operand.slot for operand in body.results} | keep
+    used = {operand.slot for operand in body.results}
+    live = set(used)
     for step in reversed(body.steps):
-        for inner in step.bodies:
-            _free(inner, keep)
-        touched = (reads(step) & own) | {operand.slot for operand in step.outs}
+        taken = {operand.slot for operand in step.ins}.union(*map(_free, step.bodies))
+        used |= taken
+        touched = (taken & own) | {operand.slot for operand in step.outs}
         step.frees = tuple(sorted(touched - live))
         live |= touched
+    return used - own
