@@ -39,6 +39,8 @@ class Phase:
             activation.
         factories: What its variables look like, under the names of the graph's arguments.
         buffers: Where its variables lie, under the same names.
+        load: The graph that loads the weights of an entry.
+        names: What it gives, in order.
         memory_proportions: Share of each IPU's memory for temporaries.
         numbered: Whether the last input of the graph is the number of the entry, () int32.
     """
@@ -47,6 +49,8 @@ class Phase:
     graph: addons.GraphWithNamedArgs
     factories: addons.NamedVariableFactories
     buffers: NamedRemoteBuffers
+    load: addons.GraphWithNamedArgs
+    names: list[str]
     memory_proportions: tuple[float, ...]
     numbered: bool = False
 
@@ -62,7 +66,8 @@ class Phase:
         """The phase that builds a module for its inputs, and sets up its buffers."""
         factories, graph = module.create_graph(*inputs)
         buffers = create_buffers(factories, len(keys))
-        return cls(keys, graph, factories, buffers, memory_proportions, numbered)
+        load, names = addons.load_remote_graph(buffers, len(keys))
+        return cls(keys, graph, factories, buffers, load, names, memory_proportions, numbered)
 
     def resized(self, module: addons.Module, inputs: Sequence[popxl.TensorSpec]) -> Phase:
         """The same weights behind the graph of a module like this phase's, for other inputs."""
@@ -187,12 +192,11 @@ def call_phase_in_parts(
         The outputs of the parts, one behind the other.
     """
     phase = parts[0]
-    load, names = addons.load_remote_graph(phase.buffers, len(phase.keys))
 
     def load_and_call(
         x: popxl.Tensor, entry: popxl.Tensor, fixed: Sequence[popxl.Tensor]
     ) -> popxl.Tensor:
-        weights = addons.NamedTensors.pack(names, load.call(entry))
+        weights = addons.NamedTensors.pack(phase.names, phase.load.call(entry))
         numbers = (entry,) if phase.numbered else ()
         inputs = (x, *fixed)
         cut = [_cut(t, parts, place) for place, t in enumerate(inputs)]

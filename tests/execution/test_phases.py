@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import popxl
 import pytest
 
 from config.config import MagmaConfig
 from config.parsing import load_preset
-from execution.phases import Phases, build_phases
+from execution.phases import Phases, build_phases, call_phase
+from modelling.gptj.decoder import DecoderBlock
 from tests.small_configs import small_config
 
 # Of the published model: 3 convolutions and 3 batch norms of 4 vectors; a block has the same, and
@@ -38,6 +40,13 @@ def op_kinds(graph: popxl.Graph) -> Counter[str]:
     for called in graph.called_graphs:
         kinds += op_kinds(called)
     return kinds
+
+
+def loading(graph: popxl.Graph) -> set[popxl.Graph]:
+    """Of a graph and all that it calls, those that load weights."""
+    ops = graph._pb_graph.getOps()
+    own = {graph} if any(op.opType() == "RemoteLoad" for op in ops) else set()
+    return own.union(*map(loading, graph.called_graphs))
 
 
 def buffers(phase) -> int:
@@ -107,3 +116,15 @@ def test_a_layer_of_one_block_has_no_repeated_phase(built, blocks: tuple[int, in
         f"image_prefix.enc.layer.{n}.{j}" for n, c in enumerate(blocks, 1) for j in range(c)
     ]
     assert keys == ["image_prefix.enc.stem", *expected, "image_prefix"]
+
+
+def test_a_phase_is_loaded_by_one_graph_wherever_it_is_called():
+    config = small_config()
+    ir = popxl.Ir()
+    with ir.main_graph, popxl.in_sequence():
+        phase = build_phases(config).decoder
+        for rows in (2, 3):
+            x = popxl.constant(np.zeros((rows, phase.result.shape[1])), phase.result.dtype)
+            call_phase(phase.resized(DecoderBlock(config.transformer), [x.spec]), x)
+    assert loading(ir.main_graph) == {phase.load.graph}
+    assert op_kinds(phase.load.graph)["RemoteLoad"] == buffers(phase)
