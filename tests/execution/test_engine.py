@@ -15,6 +15,7 @@ from execution.engine import EngineOptions, check_budget
 from execution.magma import Magma
 from execution.program import build_program
 from execution.report import human
+from runtime.tests.popxl_torch.stand_in_devices import standing_in
 from tests.small_configs import small_config
 from tests.small_sessions import SIZES
 from utils.checkpoint import open_checkpoint
@@ -83,6 +84,31 @@ def test_keys_and_values_off_the_device_give_the_same_bits(
         assert row["resident_slabs"] == layers
         assert row["peak_bytes"] <= budget
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+def test_keys_and_values_on_the_host_beside_a_device_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_dtype: str | None
+):
+    folder = _folder(tmp_path, "float16", kv_dtype=kv_dtype)
+    expected, _ = _stored(folder, tmp_path / "cpu")
+    with standing_in(monkeypatch):
+        found, plan = _stored(folder, tmp_path / "all")
+    np.testing.assert_array_equal(found, expected)
+    assert plan["resident_slabs"] == plan["slabs"] == 2
+    # Weights stream, and at first all keys and values are copied.
+    budget, layers = plan["peak_bytes"] - plan["stored_bytes"], []
+    budget -= sum(phase["resident_bytes"] for phase in plan["phases"])
+    largest = max(phase["resident_bytes"] for phase in plan["phases"])
+    for extra in (0, plan["bytes"]):
+        size = budget + largest + extra
+        with standing_in(monkeypatch) as made:
+            found, row = _stored(folder, tmp_path / str(extra), device_memory=size)
+        np.testing.assert_array_equal(found, expected)
+        assert row["peak_bytes"] <= size
+        assert made[0].brought
+        layers.append(row["resident_slabs"])
+    assert layers == [0, 1]
 
 
 def test_keys_and_values_in_int8_take_half(tmp_path: Path):

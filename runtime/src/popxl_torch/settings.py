@@ -32,10 +32,10 @@ class Settings:
         join_shards: whether matmuls over shards of one matrix are joined.
         fuse: which fusions are made (see passes/pipeline.py), of :data:`FUSIONS`. As text, names
             with commas between them, ``all`` or ``none``.
-        device_memory: bytes that a session may take: on a CPU of anonymous memory, on a GPU of what
-            PyTorch allocates there; 0 for no limit, which on a GPU is what is free, :data:`AUTO`
-            for what is free. As text, a number of bytes, a number with a unit such as 512MiB or
-            2GiB, or ``auto``.
+        device_memory: bytes that the process may take for a session, with what it has before: on a
+            CPU of anonymous memory, on a GPU of what PyTorch allocates there; 0 for no limit,
+            which on a GPU is what is free, :data:`AUTO` for what is free. As text, a number of
+            bytes, a number with a unit such as 512MiB or 2GiB, or ``auto``.
         weights: ``mapped``: on a CPU weights are used where their files are mapped; ``read``: they
             are read from their files into memory of the session's own. On a GPU the rest beyond
             the budget is read for each use, from mapped files through the page cache with
@@ -43,7 +43,7 @@ class Settings:
             (on a CPU it is as ``read``).
         prefetch: reads under way ahead of the one that is needed; 0 for none.
         cuda_graphs: whether parts of runs on a GPU are recorded as CUDA graphs.
-        memory_plan: path of a JSON file that says what is kept where (see executor/placement.py);
+        memory_plan: path of a JSON file that says what is kept where (see executor/memory_plan.py);
             empty for none.
         trace: path of a JSON file that is rewritten after each run; empty for none.
         debug: 0 quiet, 1 passes and times, 2 the functional program, 3 the plan.

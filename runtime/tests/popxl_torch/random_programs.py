@@ -8,7 +8,7 @@ remote loads and stores, windows at run-time places, and collectives over groups
 No string annotations here: popxl recognises TensorByRef by identity.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +27,11 @@ class Program:
     replicas: int
 
 
-def draw_program(rng: np.random.Generator, length: int, replicas: int) -> Program:
-    """A program of ``length`` instructions."""
-    names = sorted(INSTRUCTIONS)
+def draw_program(
+    rng: np.random.Generator, length: int, replicas: int, names: Sequence[str] = ()
+) -> Program:
+    """A program of ``length`` instructions, of all or of some names."""
+    names = names or sorted(INSTRUCTIONS)
     return Program(
         tuple(
             (names[rng.integers(len(names))], tuple(int(i) for i in rng.integers(0, 1000, size=6)))

@@ -1,7 +1,8 @@
 """Backends that stand for a GPU where there is none.
 
 ``OwnMemory`` computes on the CPU as if that had memory of its own: weights come over a link that
-copies as late as it may, and parts of runs are recorded by something that replays.
+copies as late as it may, entries of the host's must not change before work that reads them has been
+waited for, and parts of runs are recorded by something that replays.
 ``Rehearsal`` besides runs each part that would be recorded with tensors of PyTorch that claim to
 lie on a CUDA device and have no contents: a kernel that needs a value on the host fails, and so
 does one that mixes devices.
@@ -13,7 +14,8 @@ import inspect
 import itertools
 import mmap
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ import torch
 from popxl_torch.backends.cuda_graph import WARM_UP, Recorded
 from popxl_torch.backends.cuda_link import leased
 from popxl_torch.backends.torch_backend import TorchBackend
-from popxl_torch.executor import engine
+from popxl_torch.executor import engine, placement
 from popxl_torch.executor.trace import Trace
 from popxl_torch.kernels import attention, linalg, rotary
 from popxl_torch.settings import Settings
@@ -30,12 +32,32 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+class Work:
+    """What the work that is queued reads of the host's memory. It must find what was there when it
+    was queued."""
+
+    def __init__(self) -> None:
+        self._reads: list[tuple[torch.Tensor, bytes]] = []
+
+    def queue(self, source: torch.Tensor) -> None:
+        self._reads.append((source, source.numpy().tobytes()))
+
+    def wait(self) -> None:
+        for source, expected in self._reads:
+            assert source.numpy().tobytes() == expected, "written before it was read"
+        self._reads.clear()
+
+
 class LateLink:
     """Copies run when work waits for them. Work runs at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Work | None = None, most_pinned: int = 1 << 62) -> None:
         self.memory_bytes = 0
         self.copied_bytes = 0
+        self.pinned_bytes = 0
+        self.closed = False
+        self._work = work or Work()
+        self._most_pinned = most_pinned
         self._queue: list[Callable[[], None]] = []
         self._ran = 0
         self.lease = leased
@@ -46,7 +68,9 @@ class LateLink:
             return torch.full((num_bytes,), 0xEE, dtype=torch.uint8)
 
     def pin(self, pages: mmap.mmap) -> None:
-        pass
+        if self.pinned_bytes + len(pages) > self._most_pinned:
+            raise RuntimeError("CUDA error: out of memory")
+        self.pinned_bytes += len(pages)
 
     def copy(self, memory: torch.Tensor, place: int, source: mmap.mmap, size: int) -> None:
         def run() -> None:
@@ -58,10 +82,10 @@ class LateLink:
     def copied(self) -> int:
         return len(self._queue)
 
-    def computed(self) -> None:
-        pass
+    def computed(self) -> Callable[[], None]:
+        return self._work.wait
 
-    def copy_after(self, mark: None) -> None:
+    def copy_after(self, mark: Any) -> None:
         pass
 
     def compute_after(self, mark: int) -> None:
@@ -69,10 +93,16 @@ class LateLink:
             self._queue[self._ran]()
             self._ran += 1
 
-    reach = compute_after
+    def reach(self, mark: int | Callable[[], None]) -> None:
+        if callable(mark):
+            mark()
+        else:
+            self.compute_after(mark)
 
     def close(self) -> None:
         self.compute_after(len(self._queue))
+        self._work.wait()
+        self.closed = True
 
 
 class Replayer:
@@ -80,6 +110,7 @@ class Replayer:
 
     def __init__(self) -> None:
         self.works = True
+        self.records = False
         self.recorded = 0
         self.replayed = 0
 
@@ -90,8 +121,10 @@ class Replayer:
         self, part: Callable[..., Any], inputs: Sequence[torch.Tensor], in_order: bool
     ) -> Any:
         self.recorded += 1
-        # Nothing is computed yet.
+        # Nothing is computed yet, and nothing written.
+        self.records = True
         results = tuple(torch.full_like(result, 77) for result in part(*inputs))
+        self.records = False
         return _Graph(self, part, inputs, results), results
 
 
@@ -106,7 +139,14 @@ class _Graph:
 
 
 class OwnMemory(TorchBackend):
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        brought: elements of each copy of a part of an entry.
+        most_pinned: bytes of the host's memory.
+    """
+
+    most_pinned = 1 << 62
 
     def __init__(self, settings: Settings, replicas: int, free: int = 0) -> None:
         super().__init__(settings, replicas)
@@ -115,12 +155,31 @@ class OwnMemory(TorchBackend):
         self.replayer = Replayer()
         self.limits: list[int] = []
         self.free = free
+        self.brought: list[int] = []
+        self._work = Work()
+
+    def bring(self, tensor: torch.Tensor, window: Any) -> torch.Tensor:
+        lead = (slice(None),) * (tensor.dim() - len(window))
+        part = (*lead, *(slice(start, stop) for start, stop in window))
+        result = torch.empty_like(tensor)
+        result.view(-1).view(torch.uint8).fill_(0x7F)  # what is not copied is noticed
+        result[part] = super().bring(tensor, window)[part]
+        self._work.queue(tensor[part])
+        self.brought.append(result[part].numel())
+        return result
+
+    def remote_window(self, *args: Any) -> None:
+        if not self.replayer.records:
+            super().remote_window(*args)
+
+    def synchronise(self) -> None:
+        self._work.wait()
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone() if type(tensor) is torch.Tensor else tensor
 
     def link(self) -> Any:
-        self.links.append(LateLink())
+        self.links.append(LateLink(self._work, self.most_pinned))
         return self.links[-1]
 
     def memory_used(self) -> int:
@@ -134,6 +193,23 @@ class OwnMemory(TorchBackend):
 
     def recorded(self, part: Any, places: Any, trace: Trace) -> Any:
         return Recorded(part, places, trace, self.replayer)  # type: ignore[arg-type]
+
+
+@contextmanager
+def standing_in(
+    monkeypatch: pytest.MonkeyPatch, kind: type[OwnMemory] = OwnMemory, free: int = 0
+) -> Iterator[list[OwnMemory]]:
+    """Sessions made meanwhile run on such a device; a list of them."""
+    made: list[OwnMemory] = []
+
+    def make(settings: Settings, replicas: int) -> OwnMemory:
+        made.append(kind(settings, replicas, free))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "make_backend", make)
+        patch.setattr(placement, "DEVICE_SCRATCH_BYTES", 0)
+        yield made
 
 
 class Rehearsal(OwnMemory):

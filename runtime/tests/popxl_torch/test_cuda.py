@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ import pytest
 import torch
 from popxl import ops
 from popxl_torch.backends.torch_backend import TorchBackend
-from popxl_torch.executor import engine, placement
-from popxl_torch.executor.device_slots import DeviceSlots
+from popxl_torch.executor import file_reader, placement
+from popxl_torch.executor.device_slots import RING_PIECES, DeviceSlots
+from popxl_torch.executor.planner import Planner
 from popxl_torch.settings import Settings
 
 from runtime.tests.popxl_torch.random_programs import draw_program, run_program
-from runtime.tests.popxl_torch.stand_in_devices import OwnMemory, Replayer
+from runtime.tests.popxl_torch.stand_in_devices import OwnMemory, Replayer, standing_in
 from runtime.tests.popxl_torch.streamed_models import (
     LAYERS,
     SIDE,
@@ -135,23 +135,6 @@ def path(tmp_path: Path, rng: np.random.Generator) -> Path:
     return write_weights(tmp_path / "weights.bin", rng)
 
 
-@contextmanager
-def standing_in(
-    monkeypatch: pytest.MonkeyPatch, kind: type[OwnMemory] = OwnMemory, free: int = 0
-) -> Iterator[list[OwnMemory]]:
-    """Sessions made meanwhile run on such a device; a list of them."""
-    made: list[OwnMemory] = []
-
-    def make(settings: Settings, replicas: int) -> OwnMemory:
-        made.append(kind(settings, replicas, free))
-        return made[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "make_backend", make)
-        patch.setattr(placement, "DEVICE_SCRATCH_BYTES", 0)
-        yield made
-
-
 def run_model(path: Path, **options: object) -> tuple[list[np.ndarray], Model]:
     model = Model(path, **options)
     with model.session:
@@ -190,7 +173,28 @@ def test_without_a_budget_what_is_free_is_one(
             run_model(path, memory_plan=tmp_path / "plan", **options)
         plan = json.loads((tmp_path / "plan").read_text())
         assert (plan["budget_bytes"], plan["slots"]) == (free, 2)
-        assert made[0].limits == []
+        assert made[0].limits == [free, 0]
+
+
+def test_sessions_on_a_gpu_may_take_what_their_budgets_add_up_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares: list[float] = []
+    whole = types.SimpleNamespace(total_memory=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append(share)
+    )
+    first, second, beside = (TorchBackend(Settings(device="cpu"), 1) for _ in range(3))
+    first.device = second.device = torch.device("cuda", 0)
+    beside.device = torch.device("cuda", 1)
+    for backend, num_bytes in ((first, 200), (second, 300), (beside, 50), (first, 0), (first, 900)):
+        backend.limit_memory(num_bytes)
+    assert shares == [0.2, 0.5, 0.05, 0.3, 1.0]
+    del first, backend
+    second.limit_memory(400)
+    second.limit_memory(0)
+    assert shares[5:] == [0.4, 1.0]
 
 
 def test_a_table_stays_on_the_host_where_there_is_no_room(
@@ -221,6 +225,56 @@ def test_weights_in_the_hosts_memory_are_pinned_if_it_has_room(
             found, _ = run_model(path, device_memory=budget, weights="pinned")
         np.testing.assert_array_equal(found, expected)
         assert sum("not pinned" in r.getMessage() for r in caplog.records) == warned
+
+
+RING = RING_PIECES * file_reader.PIECE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("room", "said"),
+    [
+        (0, ["copies of weights take longer", "a small ring"]),
+        (RING, ["a small ring"]),
+        (RING + 2 * SLAB, ["a small ring"]),
+        (RING + LAYERS * SLAB, []),
+    ],
+)
+def test_memory_that_cannot_be_pinned_is_said_once(
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    room: int,
+    said: list[str],
+) -> None:
+    expected, _ = run_model(path)
+    budget = needed(path, tmp_path / "plan", monkeypatch) + 2 * SLAB
+    monkeypatch.setattr(OwnMemory, "most_pinned", room)
+    caplog.clear()
+    with standing_in(monkeypatch):
+        found, _ = run_model(path, device_memory=budget, weights="pinned")
+    np.testing.assert_array_equal(found, expected)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(said)
+    assert all(part in message for part, message in zip(said, messages, strict=True))
+
+
+def test_what_is_no_file_is_not_held_twice_unless_that_is_asked_for(
+    path: Path, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = [rng.normal(size=(SIDE, SIDE)).astype("float32") for _ in range(2 * LAYERS + 1)]
+    budget = needed(path, tmp_path / "plan", monkeypatch) + 2 * SLAB
+    results = []
+    for weights, held in (("mapped", 0), ("pinned", LAYERS * SLAB)):
+        with standing_in(monkeypatch) as made:
+            model = Model(path, device_memory=budget, weights=weights)
+            with model.session:
+                model.session.write_variables_data(dict(zip(model.weights, arrays, strict=True)))
+                results.append(model.run(0))
+                pinned = made[0].links[-1].pinned_bytes - RING
+                assert pinned >= held
+                assert bool(pinned) == bool(held)
+    np.testing.assert_array_equal(*results)
 
 
 def test_new_weights_reach_the_device(
@@ -271,11 +325,40 @@ def test_random_programs_agree_on_a_device_that_records(
     rng = np.random.default_rng(seed)
     replicas = (1, 2, 4)[seed % 3]
     program, arrays = random_case(rng, replicas)
-    expected = run_program(program, arrays, {"device": "cpu"})
+    expected = run_program(program, arrays, {}, runs=5)
     with standing_in(monkeypatch):
-        found = run_program(program, arrays, {"device": "cpu"})
+        found = run_program(program, arrays, {}, runs=5)
     for got, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, wanted, err_msg=str(program))
+
+
+STORING = ("binary", "cache", "choice", "layout", "matmul", "nested_repeat", "remote",
+           "remote_in_place", "window")  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs_that_store_give_the_same_bits_within_every_budget(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, plan = np.random.default_rng([seed, 3]), tmp_path / "plan"
+    replicas = (1, 2, 1)[seed % 3]
+    program = draw_program(rng, length=10, replicas=replicas, names=STORING)
+    _, arrays = random_case(rng, replicas)
+    expected = run_program(program, arrays, {}, runs=5)
+    # Budgets are then for what is stored alone.
+    monkeypatch.setattr(Planner, "activation_bytes", lambda *_: 0)
+    with standing_in(monkeypatch):
+        run_program(program, arrays, {"memory_plan": str(plan)})
+    stored, found_there = json.loads(plan.read_text())["stored_bytes"], []
+    for share in (0.0, 0.4, 0.7, 1.0):
+        options = {"device_memory": str(1 + int(stored * share)), "memory_plan": str(plan)}
+        with standing_in(monkeypatch):
+            found = run_program(program, arrays, options, runs=5)
+        found_there.append(json.loads(plan.read_text())["stored_bytes"])
+        for got, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=str(program))
+    assert found_there == sorted(found_there)
+    assert (found_there[0], found_there[-1]) == (0, stored)
 
 
 def test_a_part_is_recorded_once_and_replayed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,11 @@ class Backend(Protocol):
         an array of the host's, or what a :class:`Link` leases."""
         ...
 
+    def bring(self, tensor: Any, window: Sequence[tuple[int, int]]) -> Any:
+        """A tensor of the device like a row-major one of the host's, of which only a window is
+        copied, from a start to a stop on each of the last axes; queued among the work."""
+        ...
+
     def has_lead(self, tensor: Any, spec: Spec) -> bool:
         """Whether the tensor has a replica axis in front of ``spec.shape``."""
         ...
@@ -139,7 +144,8 @@ class Backend(Protocol):
         ...
 
     def limit_memory(self, num_bytes: int) -> None:
-        """Let the process take no more of the device's memory; 0 for no limit."""
+        """Let the process take no more of the device's memory than this, and what other backends
+        said; 0 takes it back."""
         ...
 
     def recorded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import mmap
 import weakref
 from collections.abc import Callable
@@ -10,8 +9,6 @@ from contextlib import suppress
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-
-_LOG = logging.getLogger("popxl_torch")
 
 
 def leased(memory: torch.Tensor) -> tuple[torch.Tensor, Callable[[], bool]]:
@@ -38,19 +35,16 @@ class CudaLink:
             return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def pin(self, pages: mmap.mmap) -> None:
-        """Registers the pages; where that fails, copies from them are slower, which is logged."""
+        """Registers the pages."""
         try:
             runtime = torch.cuda.cudart()
             torch.cuda.check_error(runtime.cudaHostRegister(_address(pages), len(pages), 0))
-        except RuntimeError as error:
-            size = len(pages) >> 20
-            _LOG.warning("%d MiB of the host's memory cannot be pinned, so copies to %s"
-                         " take longer: %s", size, self.device, error)  # fmt: skip
+        except RuntimeError:
             # The error stays noted, and the next kernel would report it: let this one do that.
             with suppress(RuntimeError):
                 torch.ones(1, device=self.device)
-        else:
-            self._pinned.append(pages)
+            raise
+        self._pinned.append(pages)
 
     def copy(self, memory: torch.Tensor, place: int, source: mmap.mmap, size: int) -> None:
         """See :class:`Link`."""

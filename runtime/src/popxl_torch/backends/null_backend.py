@@ -93,6 +93,10 @@ class NullBackend:
         """The tensor."""
         return tensor
 
+    def bring(self, tensor: NullTensor, window: Sequence[tuple[int, int]]) -> NullTensor:
+        """The tensor."""
+        return tensor
+
     def has_lead(self, tensor: NullTensor, spec: Spec) -> bool:
         """Whether there is a replica axis."""
         return tensor.lead

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from popxl_torch.executor.trace import Trace
 
 _WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
+_LIMITS: dict[torch.device, weakref.WeakKeyDictionary[TorchBackend, int]] = {}
+"""Bytes of each GPU that sessions may take."""
+
 _WRAP = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
 
 
@@ -176,6 +180,14 @@ class TorchBackend:
                 return tensor.with_parts([_seen_at(part, memory, place) for part, place in parts])
             return _seen_at(tensor, memory, places[0])
 
+    def bring(self, tensor: torch.Tensor, window: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Laid out as the tensor is, so that kernels do the same with it."""
+        result = torch.empty_like(tensor, device=self.device)
+        parts = zip(_runs(result, window), _runs(tensor, window), strict=True)
+        for target, source in parts:
+            target.copy_(source, non_blocking=True)
+        return result
+
     def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
         """Whether there is one more axis than in the spec."""
         return tensor.dim() > len(spec.shape)
@@ -233,9 +245,13 @@ class TorchBackend:
         return int(torch.cuda.mem_get_info(self.device)[0] + kept)
 
     def limit_memory(self, num_bytes: int) -> None:
-        """Limits what PyTorch takes of the GPU, for all sessions of the process."""
+        """PyTorch has one limit for a process: what its sessions on the GPU may take together."""
+        limits = _LIMITS.setdefault(self.device, weakref.WeakKeyDictionary())
+        limits.pop(self, None)
+        if num_bytes:
+            limits[self] = num_bytes
         whole = torch.cuda.get_device_properties(self.device).total_memory
-        share = min(1.0, num_bytes / whole) if num_bytes else 1.0
+        share = min(1.0, sum(limits.values()) / whole) if limits else 1.0
         torch.cuda.set_per_process_memory_fraction(share, self.device)
 
     def recorded(
@@ -365,6 +381,21 @@ def _seen_at(tensor: torch.Tensor, memory: Any, place: int) -> torch.Tensor:
     end = place + (max(last, 0) + 1) * tensor.element_size()
     elements: torch.Tensor = memory[place:end].view(tensor.dtype)
     return elements.as_strided(tensor.shape, tensor.stride())
+
+
+def _runs(tensor: torch.Tensor, window: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
+    """The parts of a window that lie in a piece: copies of others go through further memory of the
+    host, which is filled before its turn comes."""
+    lead = tensor.dim() - len(window)
+    cuts = [
+        (axis, start, stop - start)
+        for axis, (start, stop) in enumerate(window, lead)
+        if stop - start < tensor.shape[axis]
+    ]
+    for cut in cuts:
+        tensor = tensor.narrow(*cut)
+    outer = cuts[-1][0] if cuts else 0
+    return (tensor[index] for index in np.ndindex(*tensor.shape[:outer]))
 
 
 def _layout(tensor: torch.Tensor) -> tuple[object, ...]:

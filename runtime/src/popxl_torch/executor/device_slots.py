@@ -16,6 +16,7 @@ or from the host's memory.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import queue
 import threading
@@ -25,6 +26,8 @@ from typing import Any, Protocol
 from popxl_torch.executor import file_reader
 from popxl_torch.executor.file_reader import Deliver, Read, Reading, aligned
 from popxl_torch.executor.streaming import HostSlab, Slot, empty_pages, open_files
+
+_LOG = logging.getLogger("popxl_torch")
 
 RING_PIECES = 2 * file_reader.IN_FLIGHT
 """Some are filled while others are copied."""
@@ -43,7 +46,11 @@ class Link(Protocol):
         ...
 
     def pin(self, pages: mmap.mmap) -> None:
-        """Have copies from memory of the host run at full speed, beside everything else."""
+        """Have copies from memory of the host run at full speed, beside everything else.
+
+        Raises:
+            RuntimeError: it cannot be pinned. Copies are right all the same.
+        """
         ...
 
     def copy(self, memory: Any, place: int, source: mmap.mmap, size: int) -> None:
@@ -75,6 +82,17 @@ class Link(Protocol):
         ...
 
 
+def pinned(link: Link, pages: mmap.mmap, otherwise: str) -> bool:
+    """Pin memory; where that fails, say what happens ``otherwise``."""
+    try:
+        link.pin(pages)
+    except RuntimeError as error:
+        _LOG.warning("%d MiB of the host's memory cannot be pinned, so %s: %s",
+                     len(pages) >> 20, otherwise, error)  # fmt: skip
+        return False
+    return True
+
+
 class DeviceSlots:
     """Makes slots of a device, and keeps what they are filled from."""
 
@@ -84,7 +102,7 @@ class DeviceSlots:
         self,
         link: Link,
         slabs: Iterable[HostSlab],
-        pinned: Collection[HostSlab],
+        held: Collection[HostSlab],
         direct: bool,
     ) -> None:
         """Open files and fill pinned memory.
@@ -92,7 +110,8 @@ class DeviceSlots:
         Args:
             link: the device.
             slabs: all that will be brought.
-            pinned: those that pinned memory of the host shall hold.
+            held: those that pinned memory of the host shall hold; where it cannot be pinned, they
+                pass through the ring like the others.
             direct: whether files are read past the page cache.
 
         Raises:
@@ -103,10 +122,12 @@ class DeviceSlots:
         self._images: dict[HostSlab, mmap.mmap] = {}
         try:
             self.ring = _Ring(link)
-            for slab in pinned:
-                pages = self._images[slab] = empty_pages(slab.num_bytes)
-                link.pin(pages)
+            for slab in held:
+                pages = empty_pages(slab.num_bytes)
+                if not pinned(link, pages, "weights pass through a small ring"):
+                    break
                 self.reader.read_into(memoryview(pages), slab.reads).wait()
+                self._images[slab] = pages
         except BaseException:
             self.close()
             raise
@@ -151,9 +172,9 @@ class _Ring:
         self._link = link
         self._order = threading.Lock()
         self._free: queue.SimpleQueue[tuple[mmap.mmap, Any]] = queue.SimpleQueue()
-        for _ in range(RING_PIECES):
-            pages = empty_pages(file_reader.PIECE_BYTES)
-            link.pin(pages)
+        pieces = [empty_pages(file_reader.PIECE_BYTES) for _ in range(RING_PIECES)]
+        all(pinned(link, pages, "copies of weights take longer") for pages in pieces)
+        for pages in pieces:
             self._free.put((pages, None))
 
     def deliver_to(self, memory: Any, arrival: _Arrival) -> Deliver:

@@ -147,11 +147,11 @@ class Planner:
 
         return self._cache.get((what,), build, dump, load)
 
-    def activation_bytes(self, sources: Varying, shares_host: bool = True) -> int:
-        """Most bytes of intermediate values in a run of the main block, whatever way it takes.
-
-        ``shares_host``: whether the host's inputs are views of its memory.
-        """
+    def activation_bytes(
+        self, sources: Varying, shares_host: bool = True, all_stay: bool = True
+    ) -> int:
+        """Most bytes of intermediate values in a run of the main block, whatever way it takes; the
+        other arguments are those of :func:`popxl_torch.plan.memory.peak_bytes`."""
 
         def build() -> int:
             join, fuse = self.settings.join_shards, self.settings.fuse
@@ -162,9 +162,9 @@ class Planner:
                 functional, _ = specialise(self.functional.only("main"), Varying(), join, fuse)
                 plan = lower(functional, functional.main)
             wide = self.settings.arithmetic == "fast"
-            return peak_bytes(plan, wide, shares_host)
+            return peak_bytes(plan, wide, shares_host, all_stay)
 
-        what = ("activations", self._dump_varying(sources), shares_host)
+        what = ("activations", self._dump_varying(sources), shares_host, all_stay)
         return self._cache.get(what, build, int, int)
 
     def _part(self, name: str, path: Path | None) -> Functional:

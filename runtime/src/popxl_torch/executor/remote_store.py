@@ -4,14 +4,16 @@ An entry is a tensor, with a leading replica axis if replicas differ. Entries th
 are views of the host's arrays, and a load hands them out as they are: in one memory a load is a
 view, unless their files are to be read instead (see executor/streaming.py). For a device with
 memory of its own they are brought there in the same way; tables of which only rows are used may
-stay where they are. Entries of buffers that runs store to lie on the device, or in a file if there
+stay where they are. Entries of buffers that runs store to lie on the device, or elsewhere if there
 is no room for them (see executor/spill.py). They are copied on store, and on load where the run may
 store to them as well, except by ``update``, which writes a window of an entry in place (see
-passes/update_remote.py); ``owned`` are the entries whose memory is the store's alone.
+passes/update_remote.py); ``owned`` are the entries whose memory is the store's alone. Of those that
+a device with memory of its own has elsewhere, a load copies what is read of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -22,6 +24,9 @@ from popxl_torch.executor.streaming import Streamer
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.errors import popart_runtime_error
 from popxl_torch.ir.records import Buffer
+
+Window = tuple[tuple[int, int], ...]
+"""A start and a stop on each axis."""
 
 
 class RemoteStore:
@@ -67,23 +72,33 @@ class RemoteStore:
         return found
 
     def spill_to(self, spill: Spill | None) -> None:
-        """Have a file for some of the entries that runs store to, instead of the one before."""
+        """Have room elsewhere for some of the entries that runs store to, instead of the room
+        before."""
+        before = self.spill
         moved = [
             entry
             for entry in self.owned
-            if any(file is not None and entry in file.sizes for file in (spill, self.spill))
+            if any(room is not None and entry in room.sizes for room in (spill, before))
         ]
         self.spill = spill
         for entry in moved:
             self._own(*entry, self.entries[entry])
+        if before is not None:
+            before.close()
 
     def _own(self, buffer: Buffer, entry: int, tensor: Any) -> Any:
         """Let an entry be a copy of a value, in memory of the store's own; returns it."""
-        memory = None if self.spill is None else self.spill.memory((buffer, entry))
-        kept = self.backend.remote_copy(tensor, buffer.spec, memory)
+        kept = self.backend.remote_copy(tensor, buffer.spec, self._elsewhere(buffer, entry))
         self._set(buffer, entry, kept)
         self.owned.add((buffer, entry))
         return kept
+
+    def _elsewhere(self, buffer: Buffer, entry: int) -> Any | None:
+        """Memory for an entry that is not to lie on the device, which may be written to now."""
+        memory = None if self.spill is None else self.spill.memory((buffer, entry))
+        if self.spill is not None and memory is not None:
+            self.spill.settle()
+        return memory
 
     def _set(self, buffer: Buffer, entry: int, tensor: Any) -> None:
         self.entries[buffer, entry] = tensor
@@ -97,20 +112,34 @@ class RemoteStore:
             if self.backend.has_lead(tensor, buffer.spec)
         }
 
-    def load(self, buffer: Buffer, entry: int, varying: bool, view: bool = False) -> Any:
+    def load(
+        self,
+        buffer: Buffer,
+        entry: int,
+        varying: bool,
+        view: bool = False,
+        reads: Window | None = None,
+    ) -> Any:
         """An entry's value, with the replica axis if ``varying``; the kept memory itself if only a
-        ``view`` is needed."""
+        ``view`` is needed.
+
+        ``reads``: all that is looked at.
+        """
         kept = self.get(buffer, entry)
         read = None
         if self.streamer is not None:
             # Of what stays, loads are recorded, in which no copy may be asked for.
             read = self.streamer.load(buffer, entry, ahead=not self.is_fixed(buffer))
-        if read is not None:
-            tensor = read
+        if self.is_away(buffer, entry):
+            tensor = self._brought(buffer, kept, reads)
         else:
-            tensor = kept if view and self.backend.shares_host else self._loaded(kept, buffer)
-        if self.trace.active:
-            self.trace.count(self.backend.nbytes(kept), copied=read is None and tensor is not kept)
+            if read is not None:
+                tensor = read
+            else:
+                tensor = kept if view and self.backend.shares_host else self._loaded(kept, buffer)
+            if self.trace.active:
+                copied = read is None and tensor is not kept
+                self.trace.count(self.backend.nbytes(kept), copied)
         if varying and not self.backend.has_lead(tensor, buffer.spec):
             tensor = self.backend.expand(tensor)
         return tensor
@@ -121,6 +150,25 @@ class RemoteStore:
             return buffer in self.resident
         streamed = self.streamer is not None and buffer in self.streamer.buffers
         return buffer not in self.stored and not streamed
+
+    def stays(self, buffer: Buffer) -> bool:
+        """Whether the device has all entries of a buffer that runs store to."""
+        return self.backend.shares_host or self.spill is None or buffer not in self.spill.buffers
+
+    def is_away(self, buffer: Buffer, entry: int) -> bool:
+        """Whether an entry must be brought to the device, from memory of the store's own."""
+        if self.backend.shares_host or self.spill is None or (buffer, entry) not in self.owned:
+            return False
+        return (buffer, entry) in self.spill.sizes
+
+    def _brought(self, buffer: Buffer, kept: Any, reads: Window | None) -> Any:
+        """An entry that is away on the device, as far as it is looked at."""
+        reads = tuple((0, size) for size in buffer.spec.shape) if reads is None else reads
+        copied = math.prod(stop - start for start, stop in reads)
+        if self.trace.active:
+            whole = self.backend.nbytes(kept)
+            self.trace.count(whole * copied // max(buffer.spec.nelms, 1), copied=True)
+        return self.backend.bring(kept, reads) if copied else kept
 
     def view(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """As :meth:`load` of a fixed buffer, not counted."""
@@ -164,8 +212,10 @@ class RemoteStore:
         starts: Any,
         window: Any,
         varying: bool,
+        reads: Window | None = None,
     ) -> Any:
-        """Write a window into an entry in place; returns the entry as ``load`` does, not copied."""
+        """Write a window into an entry in place; returns the entry as ``load`` does, not copied if
+        the device has it."""
         kept = self.get(buffer, entry, varying)
         lead = self.backend.has_lead(kept, buffer.spec)
         if (buffer, entry) not in self.owned or lead != varying:
@@ -174,10 +224,15 @@ class RemoteStore:
             if (buffer, entry) in self.owned:  # may lie where its copy will
                 kept = self.backend.remote_copy(kept, buffer.spec)
             kept = self._own(buffer, entry, kept)
+        away = self.is_away(buffer, entry)
+        if away and self.spill is not None:
+            self.spill.settle()
         self.backend.remote_window(kept, axes, starts, window, int(varying))
+        if away:
+            return self._brought(buffer, kept, reads)
         if self.trace.active:
             self.trace.count(self.backend.nbytes(kept), copied=False)
-        return self.backend.fetch(kept)
+        return kept
 
     def store_replica(self, buffer: Buffer, entry: int, tensor: Any, replica: int) -> None:
         """Replace one replica's value of an entry."""

@@ -55,7 +55,8 @@ class BoundPlan:
         if not self.records:
             return self.plan
         remote, traced = self.memory.remote, self.memory.trace.active
-        plan, reasons = record_parts(self.plan, Device(remote.is_fixed, host_kinds(), traced))
+        device = Device(remote.is_fixed, remote.stays, host_kinds(), traced)
+        plan, reasons = record_parts(self.plan, device)
         for reason in reasons:
             _LOG.debug("not recorded: %s", reason)
         return plan

@@ -44,8 +44,8 @@ def _remote_load(step: Step, backend: Backend, memory: Memory) -> Function:
     remote, buffer, varying = memory.remote, step.attrs["buffer"], step.outs[0].varying
     if step.ins[0].varying:
         return lambda entries: remote.load_each(buffer, entries)
-    view = "view" in step.attrs
-    return lambda entry: remote.load(buffer, entry, varying, view)
+    view, reads = "view" in step.attrs, step.attrs.get("reads")
+    return lambda entry: remote.load(buffer, entry, varying, view, reads)
 
 
 def _remote_store(step: Step, backend: Backend, memory: Memory) -> Function:
@@ -64,10 +64,10 @@ def _remote_store(step: Step, backend: Backend, memory: Memory) -> Function:
 
 def _remote_update(step: Step, backend: Backend, memory: Memory) -> Function:
     remote, buffer, axes = memory.remote, step.attrs["buffer"], step.attrs["axes"]
-    varying = step.outs[0].varying
+    varying, reads = step.outs[0].varying, step.attrs.get("reads")
 
     def run(entry: int, starts: Any, window: Any) -> Any:
-        return remote.update(buffer, entry, axes, starts, window, varying)
+        return remote.update(buffer, entry, axes, starts, window, varying, reads)
 
     return run
 

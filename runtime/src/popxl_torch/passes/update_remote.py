@@ -8,15 +8,20 @@ rewrite needs that nothing else in the block touches the buffer, that ``c`` has 
 that neither ``c'`` nor a view of it outlives the block.
 
 A load of an entry that nothing else in the run stores to is marked ``view``: it need not be copied.
+Loads and updates of which only slices are used are marked with what these cover, ``reads``: a start
+and a stop on each axis, for devices that have to bring entries from elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from popxl_torch.ir.records import Buffer
-from popxl_torch.passes.ssa import Block, Functional, Node, used_outside, walk
+from popxl_torch.passes.ssa import Block, Functional, Node, Val, used_outside, walk
 
 _ACCESSES = frozenset({"RemoteLoad", "RemoteStore", "RemoteUpdate"})
 _STORES = frozenset({"RemoteStore", "RemoteUpdate"})
+_GIVES = frozenset({"RemoteLoad", "RemoteUpdate"})
 _FRESH = frozenset({
     "Abs", "Add", "And", "ArgMax", "ArgMin", "Attention", "Conv", "Cos", "Div", "Equal", "Exp",
     "Gather", "Gelu", "GeluErf", "Greater", "GroupNormalization", "LayerNorm", "Linear", "MatMul",
@@ -35,6 +40,7 @@ def update_remote(functional: Functional) -> Functional:
         stores: dict[Node, set[Buffer]] = {}
         _find_stores(block, stores)
         _mark_views(block, set(), stores)
+        _mark_reads(block)
     return functional
 
 
@@ -64,6 +70,34 @@ def _mark_views(block: Block, stored: set[Buffer], stores: dict[Node, set[Buffer
             others |= stores.get(node, set())
         for inner in node.blocks:
             _mark_views(inner, others, stores)
+
+
+def _mark_reads(block: Block) -> None:
+    users: dict[Val, list[Node]] = {}
+    leaving = set(block.results)
+    for node in walk(block):
+        for val in node.inputs:
+            users.setdefault(val, []).append(node)
+        leaving.update(val for inner in node.blocks for val in inner.results)
+    for node in walk(block):
+        if node.kind not in _GIVES or node.outputs[0] in leaving:
+            continue
+        found = users.get(node.outputs[0], [])
+        if not found:
+            node.attrs = {**node.attrs, "reads": ((0, 0),) * len(node.outputs[0].spec.shape)}
+        elif all(user.kind == "Slice" for user in found) and (covered := _covered(found)):
+            node.attrs = {**node.attrs, "reads": covered}
+
+
+def _covered(slices: Sequence[Node]) -> tuple[tuple[int, int], ...]:
+    """The least window that holds what slices take; no axes if they take nothing."""
+    limits = [[node.attrs[key] for key in ("starts", "stops", "steps")] for node in slices]
+    taken = [[range(*cut) for cut in zip(*each, strict=True)] for each in limits]
+    taken = [cuts for cuts in taken if all(cuts)]
+    return tuple(
+        (min(min(cut[0], cut[-1]) for cut in cuts), max(max(cut[0], cut[-1]) for cut in cuts) + 1)
+        for cuts in zip(*taken, strict=True)
+    )
 
 
 def _rewrite(block: Block) -> None:

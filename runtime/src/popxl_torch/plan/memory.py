@@ -31,7 +31,9 @@ def spec_bytes(spec: Spec) -> int:
     return spec.nelms * (size if size is not None else np.dtype(spec.dtype).itemsize)
 
 
-def peak_bytes(plan: Plan, wide: bool = False, shares_host: bool = True) -> int:
+def peak_bytes(
+    plan: Plan, wide: bool = False, shares_host: bool = True, all_stay: bool = True
+) -> int:
     """Most bytes of intermediate values live at once, but for what kernels need while they run.
 
     Loads are not counted, but for those that copy what the run may store to: they address memory
@@ -41,6 +43,7 @@ def peak_bytes(plan: Plan, wide: bool = False, shares_host: bool = True) -> int:
         plan: the plan.
         wide: whether values of float16 are kept in float32 (fast arithmetic).
         shares_host: whether the host's inputs are views of its memory.
+        all_stay: whether all entries that the run may store to stay on the device.
     """
 
     def size(operand: Operand) -> int:
@@ -49,7 +52,7 @@ def peak_bytes(plan: Plan, wide: bool = False, shares_host: bool = True) -> int:
         return spec_bytes(operand.spec) * copies * widened
 
     stored = {step.attrs["buffer"] for step in plan.steps() if step.kind in _STORES}
-    live = _Live(size, stored, shares_host)
+    live = _Live(size, stored, shares_host, all_stay)
     live.run(plan.body)
     return live.peak
 
@@ -58,10 +61,15 @@ class _Live:
     """What is live while a plan is gone through."""
 
     def __init__(
-        self, size: Callable[[Operand], int], stored: set[Buffer], shares_host: bool
+        self,
+        size: Callable[[Operand], int],
+        stored: set[Buffer],
+        shares_host: bool,
+        all_stay: bool,
     ) -> None:
         self.peak = 0
-        self._size, self._stored, self._shares_host = size, stored, shares_host
+        self._size, self._stored = size, stored
+        self._shares_host, self._all_stay = shares_host, all_stay
         self._now = 0
         self._owners: dict[int, int] = {}  # of slots, the slot that got the memory
         self._uses: dict[int, int] = {}  # of owners, how many slots are in their memory
@@ -114,6 +122,8 @@ class _Live:
         """Whether what is there anyway is copied."""
         if step.kind == "RemoteLoad" and step.attrs["buffer"] in self._stored:
             return "view" not in step.attrs or not self._shares_host
+        if step.kind == "RemoteUpdate":
+            return not self._all_stay and not self._shares_host
         return step.kind == "HostLoad" and not self._shares_host
 
     def _make(self, out: Operand) -> None:

@@ -31,11 +31,13 @@ class Device:
 
     Attributes:
         is_fixed: whether all entries of a buffer stay at their places on the device.
+        stays: whether the device has all entries of a buffer that runs store to.
         host_kinds: of kernels that need the host.
         traced: whether marks of the trace do something.
     """
 
     is_fixed: Callable[[Buffer], bool]
+    stays: Callable[[Buffer], bool]
     host_kinds: Collection[str]
     traced: bool = False
 
@@ -108,6 +110,9 @@ class _Finder:
         if step.kind == "RemoteLoad" and not self.device.is_fixed(step.attrs["buffer"]):
             self.passing |= {out.slot for out in step.outs}
             return "it loads weights that have no fixed place"
+        if step.kind == "RemoteUpdate" and not self.device.stays(step.attrs["buffer"]):
+            self.passing |= {out.slot for out in step.outs}
+            return "it writes an entry that may lie on the host"
         if step.kind in ("RemoteLoad", "RemoteUpdate") and step.ins[0].slot not in self.known:
             return "data tell which entry it is"
         return None

@@ -1,4 +1,4 @@
-"""What runs store to lies in a file where a budget has no room for it: the same bits."""
+"""What runs store to lies elsewhere where a budget has no room for it: the same bits."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ import popxl
 import pytest
 from popxl import ops
 from popxl_torch.executor import placement
+from popxl_torch.executor.spill import Spill
+
+from runtime.tests.popxl_torch.stand_in_devices import OwnMemory, standing_in
 
 LAYERS, SLOTS, WIDTH = 4, 1000, 8
 LAYER = 2 * SLOTS * WIDTH * 4
@@ -33,7 +36,8 @@ def known_process(monkeypatch: pytest.MonkeyPatch):
 class Memory:
     """Each layer notes a row in two tables of its own, and gives the sum of all noted so far."""
 
-    def __init__(self, replicas: int = 1, **options: object) -> None:
+    def __init__(self, replicas: int = 1, seen: int = SLOTS, **options: object) -> None:
+        """``seen``: rows that are added up."""
         ir = popxl.Ir(replicas)
         for name, value in options.items():
             ir._pb_ir.getSessionOptions().engineOptions[f"popxl_torch.{name}"] = str(value)
@@ -54,7 +58,7 @@ class Memory:
                     row = ops.reshape(h, (1, WIDTH))
                     ops.dynamic_update_(whole, slot, row, [0], [1], no_overlap=True)
                     ops.remote_store(table, n, whole)
-                    h = ops.tanh(h + ops.sum(whole, 0) * 0.1)
+                    h = ops.tanh(h + ops.sum(whole[:seen], 0) * 0.1)
                 return h, n + 1
 
             with popxl.name_scope("layers"):
@@ -216,3 +220,136 @@ def _written_pages(start: int) -> int:
 
 def _says_more(line: str) -> bool:
     return line.split(maxsplit=1)[0].endswith(":")
+
+
+# -- beside a device with memory of its own ---------------------------------------------------
+
+
+@contextmanager
+def on_device(monkeypatch: pytest.MonkeyPatch, **options) -> Iterator[tuple[Memory, OwnMemory]]:
+    with standing_in(monkeypatch) as made, opened(**options) as model:
+        yield model, made[0]
+
+
+def _least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> int:
+    """Bytes of a device for all but the layers' tables, if not all of these lie there."""
+    file = tmp_path / "least.json"
+    with on_device(monkeypatch, memory_plan=file, **options):
+        whole = json.loads(file.read_text())
+    budget = whole["peak_bytes"] - 1
+    with on_device(monkeypatch, memory_plan=file, device_memory=budget, **options):
+        plan = json.loads(file.read_text())
+    assert plan["activation_bytes"] > whole["activation_bytes"]
+    return plan["activation_bytes"]
+
+
+@pytest.mark.parametrize("executor", ["plan", "interpreter"])
+@pytest.mark.parametrize(("layers", "off"), [(0, [0, 1, 2, 3]), (2.5, [0, 2]), (3, [0]), (4, [])])
+def test_every_budget_of_a_device_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: float, off: list[int], executor: str
+):
+    with opened() as model:
+        expected = _results(model)
+    budget = _least(tmp_path, monkeypatch) + WIDTH * 4 + int(layers * LAYER)
+    plan = tmp_path / "plan.json"
+    options = {"device_memory": budget, "executor": executor, "memory_plan": plan}
+    with on_device(monkeypatch, **options) as (model, device):
+        np.testing.assert_array_equal(_results(model), expected)
+        assert model.off() == off
+        assert len(device.links) == bool(off)
+        assert all(link.pinned_bytes >= len(off) * LAYER for link in device.links)
+    said = json.loads(plan.read_text())
+    assert said["stored"][0]["resident_slabs"] == LAYERS - len(off)
+    assert said["peak_bytes"] <= budget
+
+
+def test_a_plan_for_a_gpu_says_what_lies_on_the_host(tmp_path: Path):
+    file, options = tmp_path / "plan.json", {"device": "cuda:0", "backend": "null"}
+    with opened(memory_plan=file, **options):
+        whole = json.loads(file.read_text())
+    assert whole["stored"][0]["resident_slabs"] == LAYERS
+    with opened(memory_plan=file, device_memory=whole["peak_bytes"] - LAYER, **options):
+        plan = json.loads(file.read_text())
+    assert 0 < plan["stored"][0]["resident_slabs"] < LAYERS
+    assert plan["stored_bytes"] == sum(row["resident_bytes"] for row in plan["stored"])
+
+
+@pytest.mark.parametrize("executor", ["plan", "interpreter"])
+def test_replicas_that_differ_have_each_their_own_on_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+):
+    with opened(replicas=REPLICAS) as model:
+        expected = _results(model)
+    budget = _least(tmp_path, monkeypatch, replicas=REPLICAS) + REPLICAS * (LAYER + WIDTH * 4)
+    options = {"replicas": REPLICAS, "device_memory": budget, "executor": executor}
+    with on_device(monkeypatch, **options) as (model, _):
+        np.testing.assert_array_equal(_results(model), expected)
+        assert len(model.off()) == LAYERS - 1
+
+
+@pytest.mark.parametrize("seen", [1, 6, SLOTS])
+def test_only_what_is_read_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: int):
+    with opened(seen=seen) as model:
+        expected = _results(model)
+    trace = tmp_path / "trace.json"
+    budget = _least(tmp_path, monkeypatch, seen=seen) + WIDTH * 4 + LAYER
+    options = {"seen": seen, "device_memory": budget, "trace": trace}
+    with on_device(monkeypatch, **options) as (model, device):
+        np.testing.assert_array_equal(_results(model), expected)
+        assert device.brought == [seen * WIDTH] * (len(expected) * 2 * (LAYERS - 1))
+    regions = {r["name"]: r for r in json.loads(trace.read_text())["regions"]}
+    assert regions["layers"]["copied_bytes"] == sum(device.brought) * 4
+
+
+def test_what_lies_on_the_host_outlives_leaving_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with opened() as model:
+        expected = _results(model) + _results(model) + _results(model)
+    budget, found = _least(tmp_path, monkeypatch) + WIDTH * 4, []
+    with standing_in(monkeypatch) as made:
+        model = Memory(device_memory=budget)
+        engine = model.session._engine
+        for layers in (1, 3, 0):
+            engine._placer.settings = placement.replace(
+                engine.settings, device_memory=budget + layers * LAYER
+            )
+            with model.session:
+                found += _results(model)
+                assert len(model.off()) == LAYERS - layers
+    np.testing.assert_array_equal(found, expected)
+    # What is not used any more is not pinned any more.
+    assert [link.closed for link in made[0].links] == [True, True, False]
+
+
+@pytest.mark.parametrize(("most_pinned", "free"), [(0, 1 << 40), (1 << 40, LAYER)])
+def test_memory_that_cannot_be_pinned_is_said_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    most_pinned: int,
+    free: int,
+):
+    with opened() as model:
+        expected = _results(model)
+    budget = _least(tmp_path, monkeypatch)
+    monkeypatch.setattr(OwnMemory, "most_pinned", most_pinned)
+    monkeypatch.setattr(placement, "available_bytes", lambda: free)
+    caplog.clear()
+    with on_device(monkeypatch, device_memory=budget) as (model, device):
+        np.testing.assert_array_equal(_results(model), expected)
+        assert len(model.off()) == LAYERS
+        assert device.links[0].pinned_bytes == 0
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert ("take longer" in said, "lie in a file" in said) == (free > LAYER, free == LAYER)
+
+
+def test_a_store_that_waits_for_no_load_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    budget = _least(tmp_path, monkeypatch)
+    monkeypatch.setattr(Spill, "settle", lambda self: None)
+    # What is stored once in each run is loaded before.
+    with (
+        on_device(monkeypatch, device_memory=budget) as (model, _),
+        pytest.raises(AssertionError, match="written before it was read"),
+    ):
+        model.run(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import popart
 import pytest
-from popxl_torch.executor import placement
+from popxl_torch.executor import memory_plan, placement
 
 from runtime.tests.popxl_torch.streamed_models import (
     LAYERS,
@@ -124,8 +124,8 @@ def test_the_plan_is_written_as_it_is_documented(path: Path, tmp_path: Path):
     budget = _budget(4, path)
     with opened(path, weights="read", device_memory=budget, memory_plan=file):
         plan = json.loads(file.read_text())
-    assert placement.__doc__ is not None
-    assert all(f'"{key}"' in placement.__doc__ for key in (*plan, *plan["phases"][0]))
+    assert memory_plan.__doc__ is not None
+    assert all(f'"{key}"' in memory_plan.__doc__ for key in (*plan, *plan["phases"][0]))
     table, layers = plan["phases"]
     assert table["mapped_bytes"] == table["bytes"] == SIDE * SIDE * 4
     assert (layers["slabs"], layers["resident_slabs"], layers["streamed_slabs"]) == (6, 2, 4)

@@ -179,3 +179,36 @@ def test_loads_are_views_where_their_run_does_not_store(
             ]
         found[executor] = np.stack(runs)
     np.testing.assert_array_equal(found["plan"], found["interpreter"])
+
+
+@pytest.mark.parametrize(
+    ("uses", "reads"),
+    [
+        ((), ((0, 0), (0, 0))),
+        (((0, 2), (1, 3)), ((0, 3), (0, WIDTH))),
+        (((4, 6),), ((4, 6), (0, WIDTH))),
+        (((5, 2, -1), (0, 1)), ((0, 6), (0, WIDTH))),
+        (((2, 2),), None),
+        (("whole", (0, 1)), None),
+    ],
+)
+def test_what_is_read_of_an_entry_is_known(uses: tuple, reads: object) -> None:
+    """Rows of slices, or the whole entry; an update's result as well as a load's."""
+
+    def program(ir: popxl.Ir) -> None:
+        kept, loaded = (popxl.remote_buffer((ROWS, WIDTH), popxl.float32, 2) for _ in range(2))
+        entry = popxl.constant(1, popxl.int32)
+        row = ops.host_load(popxl.h2d_stream((1, WIDTH), popxl.float32))
+        place = ops.host_load(popxl.h2d_stream((1,), popxl.int32))
+        cache = ops.remote_load(kept, entry)
+        ops.dynamic_update_(cache, place, row, [0], [1], True)
+        ops.remote_store(kept, entry, cache)
+        for t in (cache, ops.remote_load(loaded, entry)) if uses else ():
+            for use in uses:
+                part = t * 2.0 if use == "whole" else ops.slice(t, *use, axis=0)
+                ops.host_store(popxl.d2h_stream(part.shape, part.dtype), part)
+
+    functional, _ = specialise(to_functional(build(program)), Varying())
+    found = [n for n in walk(functional.main) if n.kind in ("RemoteUpdate", "RemoteLoad")]
+    assert len(found) == (2 if uses else 1)
+    assert [node.attrs.get("reads") for node in found] == [reads] * len(found)

@@ -21,6 +21,9 @@ from runtime.tests.popxl_torch.programs import build
 Body = Callable[[popxl.Tensor], popxl.Tensor]
 
 
+EVERYTHING_STAYS = Device(lambda buffer: True, lambda buffer: True, host_kinds())
+
+
 def plan_of(body: Body) -> Plan:
     """x -> body(x) for x of shape (4, 4), with some work in front and behind."""
 
@@ -40,14 +43,15 @@ def _work(x: popxl.Tensor) -> popxl.Tensor:
 
 
 def parts_of(
-    plan: Plan, is_fixed: bool = True, traced: bool = False
+    plan: Plan, is_fixed: bool = True, traced: bool = False, stays: bool = True
 ) -> tuple[list[list[str]], list[str]]:
     """Kinds in each part, those in loops included, and the reasons of the other steps."""
 
     def fixed(buffer: Buffer) -> bool:
         return is_fixed
 
-    found, reasons = record_parts(plan, Device(fixed, host_kinds(), traced))
+    device = Device(fixed, lambda buffer: stays, host_kinds(), traced)
+    found, reasons = record_parts(plan, device)
     recorded = [step for step in found.steps() if step.kind == "Recorded"]
     return [_kinds(step) for step in recorded], reasons
 
@@ -166,10 +170,22 @@ def test_what_uses_weights_without_a_place_is_not_handed_them() -> None:
 
 def test_variables_that_are_read_and_entries_written_in_place_are_in_parts() -> None:
     for body, kind, name in ((_variable(False), "ReadState", "states"), (_cache, None, "buffers")):
-        plan, _ = record_parts(plan_of(body), Device(lambda buffer: True, host_kinds()))
+        plan, _ = record_parts(plan_of(body), EVERYTHING_STAYS)
         (part,) = [step for step in plan.steps() if step.kind == "Recorded"]
         assert (kind or "RemoteUpdate") in _kinds(part)
         assert len(part.attrs[name]) == 1
+
+
+def test_entries_that_may_lie_on_the_host_are_in_no_part() -> None:
+    plan = plan_of(lambda x: _cache(x) @ x)
+    (whole,), _ = parts_of(plan)
+    assert "RemoteUpdate" in whole
+    parts, reasons = parts_of(plan, stays=False)
+    assert len(parts) == 2
+    assert not any("RemoteUpdate" in part for part in parts)
+    assert any("an entry that may lie on the host" in reason for reason in reasons)
+    # What is made of them is not copied to a fixed place either.
+    assert any(reason.startswith("Relu: it uses weights") for reason in reasons)
 
 
 def test_regions_of_a_trace_are_parts_of_their_own() -> None:
@@ -197,7 +213,7 @@ def test_parts_free_what_they_take_and_give_what_is_used_later() -> None:
         both = ops.print_tensor(ops.exp(x))
         return both + x
 
-    plan, _ = record_parts(plan_of(body), Device(lambda buffer: True, host_kinds()))
+    plan, _ = record_parts(plan_of(body), EVERYTHING_STAYS)
     first, second = [step for step in plan.body.steps if step.kind == "Recorded"]
     alive: set[int] = set()
     for step in plan.body.steps:
