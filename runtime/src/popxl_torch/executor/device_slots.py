@@ -25,7 +25,8 @@ from typing import Any, Protocol
 
 from popxl_torch.executor import file_reader
 from popxl_torch.executor.file_reader import Deliver, Read, Reading, aligned
-from popxl_torch.executor.streaming import HostSlab, Slot, empty_pages, open_files
+from popxl_torch.executor.slabs import HostSlab, empty_pages, open_files
+from popxl_torch.executor.streaming import Slot
 
 _LOG = logging.getLogger("popxl_torch")
 

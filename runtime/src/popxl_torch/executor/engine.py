@@ -18,7 +18,7 @@ from popxl_torch.executor.placement import Placer
 from popxl_torch.executor.planner import Planner, Way
 from popxl_torch.executor.remote_store import RemoteStore
 from popxl_torch.executor.run import BoundPlan
-from popxl_torch.executor.streaming import Entry
+from popxl_torch.executor.slabs import Entry
 from popxl_torch.executor.trace import Trace
 from popxl_torch.executor.variables import from_replicas, to_device_layout
 from popxl_torch.ir.records import Program, Stream, Value

@@ -5,25 +5,29 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+GROUP = Path("/sys/fs/cgroup")
+
 
 def anonymous_bytes() -> int:
     """Anonymous memory of this process; 0 where the system does not tell."""
-    return _kibibytes("/proc/self/status", "RssAnon:")
+    return _number(STATUS, "RssAnon:") << 10
 
 
 def available_bytes() -> int:
-    """Memory of the host that may be taken: what the system has, within its control group."""
-    free = _kibibytes("/proc/meminfo", "MemAvailable:")
-    group = Path("/sys/fs/cgroup")
+    """Memory of the host that may be taken: what the system has, within its control group. Pages of
+    files that were not used lately make room when they must."""
+    free = _number(MEMORY, "MemAvailable:") << 10
     with suppress(OSError, ValueError):
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
+        limit = int((GROUP / "memory.max").read_text())
+        used = int((GROUP / "memory.current").read_text())
+        free = min(free, limit - used + _number(GROUP / "memory.stat", "inactive_file"))
     return free
 
 
-def _kibibytes(path: str, key: str) -> int:
+def _number(path: Path, key: str) -> int:
     with suppress(OSError):
-        for line in Path(path).read_text().splitlines():
-            if line.startswith(key):
-                return int(line.split()[1]) << 10
+        for line in path.read_text().splitlines():
+            if line.split()[:1] == [key]:
+                return int(line.split()[1])
     return 0

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from popxl_torch.executor.streaming import Entry
+from popxl_torch.executor.slabs import Entry
 from popxl_torch.ir.records import Spec
 from popxl_torch.passes.find_slabs import LoadedTogether
 from popxl_torch.plan.memory import spec_bytes

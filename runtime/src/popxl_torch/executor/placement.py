@@ -12,6 +12,7 @@ from popxl_torch.backends.base import Backend
 from popxl_torch.executor.device_slots import DeviceSlots
 from popxl_torch.executor.file_ranges import MappedFiles, memory_range
 from popxl_torch.executor.host_memory import anonymous_bytes, available_bytes
+from popxl_torch.executor.host_slots import HostSlots
 from popxl_torch.executor.memory_plan import (
     Fixed,
     phase_rows,
@@ -23,8 +24,9 @@ from popxl_torch.executor.memory_plan import (
 )
 from popxl_torch.executor.planner import Planner
 from popxl_torch.executor.remote_store import RemoteStore
+from popxl_torch.executor.slabs import Entry, HostSlab
 from popxl_torch.executor.spill import Spill
-from popxl_torch.executor.streaming import Entry, HostSlab, HostSlots, SlotMaker, Streamer
+from popxl_torch.executor.streaming import SlotMaker, Streamer
 from popxl_torch.ir.errors import OutOfMemoryException
 from popxl_torch.ir.records import Buffer
 from popxl_torch.passes.find_slabs import LoadedTogether
@@ -104,7 +106,7 @@ class Placer:
         groups = self.planner.slabs()
         tables = [group for group in groups if group.gathered] if self._own_memory else []
         slabs = [group for group in groups if not group.gathered]
-        return loaded_slabs(slabs, sizes), loaded_slabs(tables, sizes)
+        return slabs_of(slabs, sizes), slabs_of(tables, sizes)
 
     def _plan(
         self, slabs: list[Slab], tables: list[Slab], arrays: Mapping[Entry, Any], varying: Varying
@@ -113,7 +115,7 @@ class Placer:
         else their rows are read on the host."""
         used = self._backend.memory_used() if self._own_memory else anonymous_bytes()
         fixed = self._fixed(varying, used)
-        budget = self._budget = budget_of(self.settings, used, self._backend)
+        self._budget = budget = budget_of(self.settings, used, self._backend)
         whole = fixed.total + sum(slab.num_bytes for slab in (*slabs, *tables, *self._stored))
         chosen = slabs if budget and whole > budget else [*slabs, *tables]
         residency = plan(chosen, self._stored, fixed, budget, self.settings.prefetch)
@@ -126,16 +128,27 @@ class Placer:
                 buffer for slab in tables if slab not in chosen for buffer, _ in slab.entries
             )
         if self.settings.memory_plan:
-            about = {"version": 1, "device": self.device, "weights": self.settings.weights}
-            content = about | {
-                "budget_bytes": budget,
-                "phases": phase_rows(self.planner.slabs(), arrays, chosen, residency),
-                "storages": storage_bytes(arrays),
-                "stored": stored_rows(self._stored, residency),
-            }
-            content |= totals(self._stored, residency, fixed)
-            write_report(self.settings.memory_plan, content)
+            self._report(arrays, chosen, residency, fixed)
         return chosen, residency
+
+    def _report(
+        self,
+        arrays: Mapping[Entry, Any],
+        slabs: Sequence[Slab],
+        residency: Residency,
+        fixed: Fixed,
+    ) -> None:
+        content = {
+            "version": 1,
+            "device": self.device,
+            "weights": self.settings.weights,
+            "budget_bytes": self._budget,
+            "phases": phase_rows(self.planner.slabs(), arrays, slabs, residency),
+            "storages": storage_bytes(arrays),
+            "stored": stored_rows(self._stored, residency),
+            **totals(self._stored, residency, fixed),
+        }
+        write_report(self.settings.memory_plan, content)
 
     def _fixed(self, varying: Varying, used: int, all_stay: bool = True) -> Fixed:
         """``all_stay``: whether the device has all that runs store to."""
@@ -151,10 +164,9 @@ class Placer:
 
     def _spill(self, residency: Residency) -> None:
         """Have room elsewhere for what runs store to and is not to stay in the device's memory."""
-        sizes = stored_bytes(self.remote.stored, self._backend.replicas)
-        for number in residency.stored:
-            for entry in self._stored[number].entries:
-                del sizes[entry]
+        every = stored_bytes(self.remote.stored, self._backend.replicas)
+        away = [slab for n, slab in enumerate(self._stored) if n not in residency.stored]
+        sizes = {entry: every[entry] for slab in away for entry in slab.entries}
         if sizes.keys() != (self.remote.spill.sizes.keys() if self.remote.spill else set()):
             self.remote.spill_to(self._room_for(sizes) if sizes else None)
 
@@ -168,7 +180,7 @@ class Placer:
     def _stored(self) -> list[Slab]:
         """What runs store to, in the order of execution."""
         sizes = stored_bytes(self.remote.stored, self._backend.replicas)
-        return loaded_slabs(self.planner.stored(), sizes)
+        return slabs_of(self.planner.stored(), sizes)
 
     def _slot_maker(self, slabs: list[HostSlab], residency: Residency) -> SlotMaker:
         if not self._own_memory:
@@ -192,7 +204,7 @@ DEVICE_SCRATCH_BYTES = 256 << 20
 besides their results, rounding of the allocator. An estimate: nothing was measured."""
 
 
-def loaded_slabs(groups: Iterable[LoadedTogether], sizes: Mapping[Entry, int]) -> list[Slab]:
+def slabs_of(groups: Iterable[LoadedTogether], sizes: Mapping[Entry, int]) -> list[Slab]:
     """The slabs of groups of buffers, in the order of execution."""
     slabs = []
     for group in groups:

@@ -22,7 +22,7 @@ from itertools import accumulate
 import numpy as np
 
 from popxl_torch.executor.device_slots import Link, pinned
-from popxl_torch.executor.streaming import Entry, empty_pages
+from popxl_torch.executor.slabs import Entry, empty_pages
 from popxl_torch.ir.errors import OutOfMemoryException
 
 

@@ -5,85 +5,19 @@ one is in use, those that followed it the last time are brought into the slots t
 wrong guess costs time, never correctness. A slot is free when no tensor refers to its memory any
 more; if a program keeps tensors of more slabs than there are slots, further slots are taken.
 
-What a slot is depends on the device: here those of the host, which files are read into; those of a
-device with memory of its own are in executor/device_slots.py.
+What a slot is depends on the device: see executor/host_slots.py and executor/device_slots.py.
 """
 
 from __future__ import annotations
 
-import mmap
 import time
-import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from popxl_torch.backends.base import Backend
-from popxl_torch.executor.file_ranges import FileRange
-from popxl_torch.executor.file_reader import ALIGNMENT, FileReader, Reading, aligned
+from popxl_torch.executor.slabs import HostSlab
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.records import Buffer
-
-Entry = tuple[Buffer, int]
-
-_GAP = 1 << 16
-"""Bytes between ranges of a file up to which they are read as one."""
-
-
-class HostSlab:
-    """Entries that are loaded together, and where they lie on the host.
-
-    Attributes:
-        tensors: of each entry, a view of files or of the host's memory.
-        reads: ranges that cover them; each begins where a direct read may.
-        places: of each entry's parts, in the order of ``Backend.arrays``, where they begin in the
-            slab's memory, which has one read behind the other.
-        num_bytes: of that memory.
-        file_bytes: of it, what comes from files.
-    """
-
-    def __init__(
-        self, tensors: Mapping[Entry, Any], ranges: Mapping[Entry, Sequence[FileRange]]
-    ) -> None:
-        """``ranges`` are those of each entry's parts."""
-        self.tensors = tensors
-        self.reads = _joined(part for parts in ranges.values() for part in parts)
-        sizes = [aligned(read.end - read.start) for read in self.reads]
-        starts = [0, *accumulate(sizes)]
-        self.num_bytes = starts[-1]
-        self.file_bytes = sum(
-            size for read, size in zip(self.reads, sizes, strict=True) if read.path is not None
-        )
-        self.places = {
-            entry: [self._place(part, starts) for part in parts] for entry, parts in ranges.items()
-        }
-
-    def _place(self, part: FileRange, starts: Sequence[int]) -> int:
-        for read, start in zip(self.reads, starts, strict=False):
-            if read.path == part.path and read.start <= part.start and part.end <= read.end:
-                return start + part.start - read.start
-        raise AssertionError("a part that no read covers")
-
-
-def _joined(parts: Iterable[FileRange]) -> list[FileRange]:
-    reads: list[FileRange] = []
-    for part in sorted(parts, key=lambda part: (str(part.path or ""), part.start)):
-        # In memory that is the same page.
-        start = part.start - part.start % ALIGNMENT
-        gap = 0 if part.path is None else _GAP
-        last = reads[-1] if reads else None
-        if last is not None and last.path == part.path and start <= last.end + gap:
-            reads[-1] = FileRange(part.path, last.start, max(last.end, part.end))
-        else:
-            reads.append(FileRange(part.path, start, part.end))
-    return reads
-
-
-def empty_pages(num_bytes: int) -> mmap.mmap:
-    """Anonymous memory of the host, which begins at a page."""
-    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Slot(Protocol):
@@ -153,95 +87,6 @@ class SlotMaker(Protocol):
     def close(self) -> None:
         """Let go of threads and files. No slot is used afterwards."""
         ...
-
-
-class HostSlots:
-    """Slots of the host, which is the device: files are read straight into them."""
-
-    copied = False
-
-    def __init__(self, slabs: Iterable[HostSlab]) -> None:
-        """Open the files of slabs.
-
-        Raises:
-            OSError: a file cannot be read.
-        """
-        self.reader = open_files(slabs, direct=True)
-
-    def slot(self, num_bytes: int) -> Slot:
-        """See :class:`SlotMaker`."""
-        return _HostSlot(num_bytes, self.reader)
-
-    def read_bytes(self, slab: HostSlab) -> int:
-        """See :class:`SlotMaker`."""
-        return slab.num_bytes
-
-    def close(self) -> None:
-        """See :class:`SlotMaker`."""
-        self.reader.close()
-
-
-def open_files(slabs: Iterable[HostSlab], direct: bool) -> FileReader:
-    """A reader that has opened all files of slabs.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    reader = FileReader(direct)
-    try:
-        for slab in slabs:
-            for whole in slab.reads:
-                reader.open(whole)
-    except BaseException:
-        reader.close()
-        raise
-    return reader
-
-
-class _HostSlot:
-    """See :class:`Slot`."""
-
-    def __init__(self, num_bytes: int, reader: FileReader) -> None:
-        self.num_bytes = num_bytes
-        self.holds: HostSlab | None = None
-        self._memory = empty_pages(num_bytes)
-        self._reader = reader
-        self._reading: Reading | None = None
-        self._lease: weakref.ref[np.ndarray] | None = None
-
-    @property
-    def in_use(self) -> bool:
-        return self._lease is not None and self._lease() is not None
-
-    @property
-    def arrived(self) -> bool:
-        return self._reading is None
-
-    @property
-    def busy(self) -> bool:
-        return self._reading is not None and not self._reading.done
-
-    def lease(self) -> np.ndarray:
-        lease = self._lease() if self._lease is not None else None
-        if lease is None:
-            lease = np.frombuffer(self._memory, np.uint8)
-            self._lease = weakref.ref(lease)
-        return lease
-
-    def bring(self, slab: HostSlab) -> None:
-        self.forget()
-        self.holds = slab
-        self._reading = self._reader.read_into(memoryview(self._memory), slab.reads)
-
-    def wait(self) -> None:
-        if self._reading is not None:
-            self._reading.wait()
-            self._reading = None
-
-    def forget(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-        self.holds = self._reading = None
 
 
 class Streamer:

@@ -31,6 +31,9 @@ into a second-level cache."""
 MANY = 1 << 22
 """Elements of keys, values and masks that many queries widen at once, or those of one head."""
 
+MANY_ON_GPU = 1 << 24
+"""The same on a GPU, which is better off with few calls: as float32 they take 64 MiB."""
+
 _LOWEST = torch.finfo(torch.float32).min
 """Added to a score, it leaves nothing of it: where all keys are hidden, all weigh the same."""
 
@@ -97,7 +100,7 @@ def _many(
 ) -> torch.Tensor:
     """A few heads of a few sequences at a time, so that little is widened at once."""
     (b, n, m, _), (t, e) = q.shape, v.shape[-2:]
-    many = MANY if q.device.type == "cpu" else 1 << 62  # a GPU is better off with few calls
+    many = MANY if q.device.type == "cpu" else MANY_ON_GPU
     heads = min(n, max(1, many // (t * (k.shape[-1] + e))))
     rows = max(1, many // (n * t * (k.shape[-1] + e) + m * t)) if heads == n else 1
 

@@ -140,6 +140,8 @@ def write_window(
     """
     shape, sizes = list(t.shape), [window.shape[axis] for axis in axes]
     if not t.is_cuda:
+        if window.is_cuda:  # fewer bytes come from there
+            window = window.to(t.dtype)
         _window(t, axes, sizes, starts).copy_(window)
         return
     for axis, size in zip(axes, sizes, strict=True):

@@ -12,7 +12,8 @@ import pytest
 from popxl_torch.executor import file_reader
 from popxl_torch.executor.device_slots import RING_PIECES, DeviceSlots
 from popxl_torch.executor.file_ranges import MappedFiles, memory_range
-from popxl_torch.executor.streaming import HostSlab, Streamer
+from popxl_torch.executor.slabs import HostSlab
+from popxl_torch.executor.streaming import Streamer
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.records import Buffer, Spec
 from popxl_torch.plan.residency import BudgetError, Slab, plan_residency

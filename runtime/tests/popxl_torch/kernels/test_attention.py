@@ -177,6 +177,28 @@ def test_several_threads(rng: Generator, way):
     assert_attended(found, q, k, v, None, None)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_gpu_widens_no_more_at_once_than_is_set_aside(
+    monkeypatch: pytest.MonkeyPatch, scaled: bool
+):
+    """Tensors without contents stand for those of a GPU: 64 sequences of int8 keys and values."""
+    q = torch.empty(64, 16, 1, 256, device="meta")
+    k, v = (torch.empty(64, 16, 300, 256, dtype=torch.int8, device="meta") for _ in range(2))
+    scales = [torch.empty(64, 16, 300, 1, device="meta") for _ in range(2 * scaled)]
+    sizes = []
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> torch.Tensor:
+        assert k.dtype == v.dtype == torch.float32
+        sizes.append(k.numel() + v.numel())
+        return q
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    module._many(q, k, v, None, SCALE, *scales)
+    assert sum(sizes) == k.numel() + v.numel()
+    assert max(sizes) <= module.MANY_ON_GPU
+    assert len(sizes) < 16
+
+
 def test_scores_far_apart(rng: Generator, way):
     """Weights from 1 down to 0, without overflow."""
     q = torch.full((1, 1, 1, 1), 1 / SCALE)
