@@ -5,6 +5,10 @@ python evaluate.py captions data/coco_val --model magma_v1_500 --out results/coc
 
 from __future__ import annotations
 
+import utils.interrupts  # noqa: F401 - before all others
+
+# isort: split
+
 import argparse
 import json
 import logging

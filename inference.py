@@ -5,6 +5,10 @@ python inference.py --config magma_v1_1024
 
 from __future__ import annotations
 
+import utils.interrupts  # noqa: F401 - before all others
+
+# isort: split
+
 import argparse
 import sys
 import time

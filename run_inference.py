@@ -10,6 +10,10 @@ A notebook uses the two functions::
 
 from __future__ import annotations
 
+import utils.interrupts  # noqa: F401 - before all others
+
+# isort: split
+
 import logging
 import os
 import sys

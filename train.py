@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import utils.interrupts  # noqa: F401 - before all others
+
+# isort: split
+
 import sys
 from collections.abc import Sequence
 from dataclasses import fields

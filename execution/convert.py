@@ -7,6 +7,10 @@ python run_inference.py --checkpoint magma
 
 from __future__ import annotations
 
+import utils.interrupts  # noqa: F401 - before all others
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import utils.interrupts  # noqa: F401 - before all others
+
+# isort: split
+
 import argparse
 import filecmp
 import hashlib

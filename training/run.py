@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def _require_sources(config: TrainConfig) -> None:
     """A model of the real size takes minutes to build: what is missing is said before."""
     for name in ("load", "checkpoint", "lm_checkpoint", "encoder_checkpoint"):
         path = getattr(config, name)
-        if path is not None and not Path(path).exists():
+        # Path.exists raises for some names.
+        if path is not None and not os.path.exists(path):  # noqa: PTH110
             raise UserError(f"{name}: {path}: no such file or folder")
 
 

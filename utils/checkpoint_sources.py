@@ -49,9 +49,9 @@ def random_checkpoint(config: MagmaConfig) -> Path:
     content = json.dumps([dtype, _shapes(config)], sort_keys=True).encode()
     folder = checkpoint_folder()
     path = folder / f"random-{hashlib.sha256(content).hexdigest()[:12]}.pt"
-    if path.is_file():
-        return path
     try:
+        if path.is_file():
+            return path
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(

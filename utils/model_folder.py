@@ -69,8 +69,9 @@ def verify_model_folder(folder: str | os.PathLike[str], progress: bool = False) 
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a path is a finished model folder."""
-    return (path / CONFIG_FILE).is_file() and (path / INDEX_FILE).is_file()
+    """Whether a path is a finished model folder; no name is an error."""
+    # Path.is_file raises for some names.
+    return all(os.path.isfile(path / name) for name in (CONFIG_FILE, INDEX_FILE))  # noqa: PTH113
 
 
 def folder_config(folder: Path) -> MagmaConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from utils.errors import UserError
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 READER_LEFT_STATUS = 1
+
+_log = logging.getLogger(__name__)
 
 
 class ProgramParser(argparse.ArgumentParser):
@@ -49,8 +52,9 @@ def run_program(run: Callable[[], None]) -> int:
     """Runs a program's work and turns what it raises into an exit status.
 
     Args:
-        run: the work. A :class:`UserError` becomes the line ``error: <message>`` on stderr; other
-            exceptions are defects and pass through.
+        run: the work. A :class:`UserError` becomes the line ``error: <message>`` on stderr, and so
+            does what the system refuses (a file without permission, a full disk); other exceptions
+            are defects and pass through.
 
     Returns:
         0, 2 for wrong input, 130 when interrupted, 1 when the reader of the output has left.
@@ -61,14 +65,32 @@ def run_program(run: Callable[[], None]) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         run()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it was closed
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_STATUS
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
     except BrokenPipeError:
-        # Keep Python from reporting that again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return READER_LEFT_STATUS
+    except OSError as error:
+        _log.debug("the system refused", exc_info=True)
+        print(f"error: {_refusal(error)}", file=sys.stderr)
+        _discard_output()
+        return USER_ERROR_STATUS
     return 0
+
+
+def _refusal(error: OSError) -> UserError:
+    """What the system refused, on one line."""
+    reason = (error.strerror or str(error)).lower()
+    # What is written to stdout has no name.
+    return UserError(f"{error.filename or 'cannot read or write'}: {reason}")
+
+
+def _discard_output() -> None:
+    """Keeps Python from reporting again, when it flushes at exit, that nobody takes the output."""
+    with suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

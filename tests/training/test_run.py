@@ -124,6 +124,7 @@ def test_bad_samples_stop_the_run_or_are_left_out(data: Path):
         ({"train_text_files": ["a.txt"]}, "name the data to train on"),
         ({"train_dataset_dir": ["no such"]}, "no such: is no dataset"),
         ({"load": "x/y"}, "load: x/y: no such file or folder"),
+        ({"load": "n" * 300}, "load: n*: no such file or folder"),
         ({"checkpoint": "x/y"}, "checkpoint: x/y: no such file or folder"),
         ({"lm_checkpoint": "x/y"}, "lm_checkpoint: x/y: no such file or folder"),
         ({"encoder_checkpoint": "x/y"}, "encoder_checkpoint: x/y: no such file or folder"),

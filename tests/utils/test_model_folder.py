@@ -33,6 +33,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "folder"
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "nowhere", ""])
+def test_no_name_is_an_error(name: str) -> None:
+    assert not is_model_folder(Path(name))
+
+
 def test_a_good_folder_passes(folder: Path) -> None:
     assert is_model_folder(folder)
     assert verify_model_folder(folder) == len(open_checkpoint(folder, small_config()))

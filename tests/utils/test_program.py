@@ -53,6 +53,42 @@ def test_a_reader_that_leaves_gives_no_traceback() -> None:
 
 
 @pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "a/b"), "error: a/b: permission denied\n"),
+        (
+            OSError(28, "No space left on device"),
+            "error: cannot read or write: no space left on device\n",
+        ),
+        (OSError("wordless"), "error: cannot read or write: wordless\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program(lambda: _raise(error)) == 2
+    assert capfd.readouterr().err == line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("redirected", "status", "errors"),
+    [
+        (">/dev/full", 2, "error: cannot read or write: no space left on device\n"),
+        (">&-", 0, ""),
+    ],
+)
+def test_output_that_nobody_takes_gives_no_traceback(
+    redirected: str, status: int, errors: str
+) -> None:
+    code = "import sys; from utils.program import run_program; "
+    code += "sys.exit(run_program(lambda: print('text')))"
+    command = ["sh", "-c", f'exec "$0" -c "$1" {redirected}', sys.executable, code]
+    ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (status, errors)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--limt", "3"], "unknown option --limt; did you mean '--limit'? (--help lists all)"),
