@@ -70,7 +70,8 @@ class _UsedOnce(Mapping[str, np.ndarray]):
 def _check_left_over(config: MagmaConfig, tensors: _UsedOnce) -> None:
     """Names a tensor that no variable was made of, unless it is known to be superfluous."""
     optional = {name for name, row in expected_tensors(config).items() if not row.kind.required}
-    surplus = [n for n in tensors if n not in tensors.used | optional and not is_ignored(n)]
+    known = tensors.used | optional
+    surplus = [name for name in tensors if name not in known and not is_ignored(name)]
     if surplus:
         raise UserError(
             f"the checkpoint has {len(surplus)} tensors that this configuration does not use, "

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import popxl
 from popxl import ops
 from popxl_addons.ops.rotary_pos_embed import trig_tables
@@ -94,10 +96,15 @@ def growing_sequences(
 
 def _tables(config: GPTJConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:
     """(positions, rotary_dim / 2) sines and cosines, in the model's precision."""
-    dim = config.attention.rotary_dim
+    base = config.attention.rotary_positional_embeddings_base
+    return _rounded_tables(positions, config.attention.rotary_dim, base, config.dtype.as_numpy())
+
+
+@lru_cache(maxsize=4)  # Each length of a program asks for the same ones.
+def _rounded_tables(
+    positions: int, dim: int, base: int, dtype: npt.DTypeLike
+) -> tuple[np.ndarray, np.ndarray]:
     # Rounding the angles would get them wrong by up to 0.4 rad in half precision: only their sines
     # and cosines are rounded.
-    base = config.attention.rotary_positional_embeddings_base
     sin, cos = trig_tables(positions, dim, base, np_dtype="float64")
-    dtype = config.dtype.as_numpy()
     return sin.astype(dtype), cos.astype(dtype)

@@ -132,15 +132,12 @@ class Context:
             get_source_location(2),
         )
 
-    def _op_created(self, op: _ir.Op) -> None:
-        """Order a new op after the previous ones and run the hooks for it."""
-        graph = op._record.graph
+    def _op_created(self, op: Op, graph: Graph) -> None:
+        """Order a new op after the previous ones of its graph and run the hooks for it."""
         if self._in_sequence is not None:
-            self._order(op._record)
-        hooks = list(self._hooks.values())
-        hooks += graph.program.frontend._graph(graph)._hooks.values()
-        for hook in hooks:
-            hook(op)
+            self._order(op)
+        for hook in [*self._hooks.values(), *graph._hooks.values()]:
+            hook(_ir.Op(op))
 
     def _order(self, op: Op) -> None:
         """Put a new op after the last one of its graph and fragment, or into the group there."""

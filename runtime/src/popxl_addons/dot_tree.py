@@ -187,12 +187,16 @@ class DotTree(Generic[L]):
     def to_dict(self) -> OrderedDict[str, L]:
         """Flat key to leaf, depth first in insertion order."""
         flat: OrderedDict[str, Any] = OrderedDict()
+        self._flatten("", flat)
+        return flat
+
+    def _flatten(self, prefix: str, flat: dict[str, Any]) -> None:
+        """Add the leaves to ``flat``."""
         for key, value in self._map.items():
             if isinstance(value, DotTree):
-                flat.update((f"{key}.{rest}", leaf) for rest, leaf in value.to_dict().items())
+                value._flatten(f"{prefix}{key}.", flat)
             else:
-                flat[key] = value
-        return flat
+                flat[prefix + key] = value
 
     @classmethod
     def from_dict(cls: type[CLS], d: Mapping[str | int, L | DotTree[L]]) -> CLS:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from popxl_torch.ir.records import Buffer
-from popxl_torch.passes.ssa import Block, Functional, Node, used_outside, walk
+from popxl_torch.passes.ssa import Block, Functional, Node, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +116,29 @@ def _stores(block: Block, region: str) -> Iterator[tuple[str, list[Buffer]]]:
 
 
 def _gathered(main: Block) -> set[Buffer]:
-    """Buffers whose loads are gathered from along their first axis, and not used otherwise."""
-    buffers: dict[int, Buffer] = {}
+    """Buffers whose loads are gathered from along their first axis, and not used otherwise. What is
+    nested in another node counts as another use."""
+    homes = {
+        id(node.outputs[0]): (node.attrs["buffer"], block)
+        for block in _blocks(main)
+        for node in block.nodes
+        if node.kind == "RemoteLoad"
+    }
     other: set[Buffer] = set()
-    for node in walk(main):
-        if node.kind == "RemoteLoad":
-            buffers[id(node.outputs[0])] = node.attrs["buffer"]
-    for node in walk(main):
-        is_gather = node.kind == "Gather" and node.attrs["axis"] == 0
-        used = node.inputs[int(is_gather) :] if not node.blocks else used_outside(node)
-        results = [val for block in node.blocks for val in block.results]
-        other |= {buffers[id(val)] for val in (*used, *results) if id(val) in buffers}
-    other |= {buffers[id(val)] for val in main.results if id(val) in buffers}
-    return set(buffers.values()) - other
+    for block in _blocks(main):
+        for node in block.nodes:
+            is_gather = node.kind == "Gather" and node.attrs["axis"] == 0
+            for index, val in enumerate(node.inputs):
+                buffer, home = homes.get(id(val), (None, None))
+                if buffer is not None and not (is_gather and index == 0 and home is block):
+                    other.add(buffer)
+        other |= {homes[id(val)][0] for val in block.results if id(val) in homes}
+    return {buffer for buffer, _ in homes.values()} - other
+
+
+def _blocks(block: Block) -> Iterator[Block]:
+    """The block and all that are nested in it."""
+    yield block
+    for node in block.nodes:
+        for inner in node.blocks:
+            yield from _blocks(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import popxl
+import pytest
 from popxl import ops
 from popxl_torch.passes.find_slabs import LoadedTogether, find_slabs, find_stored
 from popxl_torch.passes.pipeline import to_functional
@@ -77,3 +78,21 @@ def test_stores_of_one_block_with_one_offset_are_together():
         ("layers", 3, 1),
         ("end", 1, 1),
     ]
+
+
+@pytest.mark.parametrize(("loaded_inside", "gathered"), [(True, True), (False, False)])
+def test_rows_count_where_the_table_is_loaded(loaded_inside: bool, gathered: bool):
+    def body(ir: popxl.Ir) -> None:
+        table = _buffer(1)
+
+        def pick(ids: popxl.Tensor, *given: popxl.Tensor) -> tuple[popxl.Tensor, ...]:
+            rows = given[0] if given else ops.remote_load(table, 0)
+            return ops.cast(ops.gather(rows, ids, axis=0)[0], popxl.int32), *given
+
+        ids = ops.host_load(popxl.h2d_stream((4,), popxl.int32))
+        given = () if loaded_inside else (ops.remote_load(table, 0),)
+        ids, *_ = ops.repeat(ir.create_graph(pick, ids, *given), 3, ids, *given)
+        ops.host_store(popxl.d2h_stream(ids.shape, ids.dtype), ids)
+
+    (group,) = find_slabs(to_functional(build(body)))
+    assert group.gathered is gathered
