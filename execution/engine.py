@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -44,7 +45,7 @@ class EngineOptions:
         Raises:
             UserError: the engine is another one, and has been asked for what it does not have.
         """
-        if "popxl-torch" not in popart.versionString():
+        if not _is_ours():
             for name in ("device", "device_memory", "weights", "plan_only"):
                 if value := getattr(self, name):
                     raise UserError(
@@ -56,6 +57,21 @@ class EngineOptions:
         for name, text in self._settings():
             options[f"popxl_torch.{name}"] = text
 
+    def check(self) -> None:
+        """Checks that our engine has what is asked for, by a program that does nothing.
+
+        Raises:
+            UserError: there is no such device or setting.
+        """
+        ir = popxl.Ir()
+        self.apply(ir)
+        if not _is_ours():
+            return  # a session would take a device
+        with ir.main_graph:
+            popxl.ops.host_store(popxl.d2h_stream((), popxl.float32), popxl.constant(0.0))
+        with said_of_this_machine():
+            popxl.Session(ir, "ipu_hw")
+
     def _settings(self) -> Iterator[tuple[str, str]]:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
@@ -66,6 +82,26 @@ class EngineOptions:
 
 
 ENGINE_CHOICE = EngineOptions()
+
+
+def _is_ours() -> bool:
+    return "popxl-torch" in popart.versionString()
+
+
+@contextmanager
+def said_of_this_machine() -> Iterator[None]:
+    """Around the making of a session.
+
+    Raises:
+        UserError: there is no device or setting such as options or environment ask for.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the program cannot be made for this machine: {error} (the argument device, else the "
+            "environment variable POPXL_DEVICE, chooses the device; POPXL_TORCH_* the engine)"
+        ) from error
 
 
 class NoRoomError(UserError):
@@ -90,16 +126,27 @@ def memory_and_files() -> Iterator[None]:
         raise UserError(f"{error.filename}: cannot read the weights: {error.strerror}") from error
 
 
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SIZE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})", re.ASCII)
+
+
 def check_budget(budget: str | int | None) -> str | int | None:
-    """The budget, checked for what the engine cannot know: that whoever gives one means one.
+    """The budget in bytes, "auto", or None.
 
     Raises:
-        UserError: the budget is nothing, or less.
+        UserError: it is no size, nothing, or more than any memory has.
     """
-    number = "" if budget is None else str(budget).strip()
-    if number.lstrip("-").isdecimal() and int(number) <= 0:
-        raise UserError(f"device_memory is {number}; give a size such as 2GiB, or auto")
-    return budget
+    text = str(budget).strip()
+    if budget is None or text == "auto":
+        return budget
+    found = _SIZE.fullmatch(text)
+    size = float(found[1]) * _UNITS[found[2]] if found else 0
+    if not 1 <= size < 1 << 63:
+        raise UserError(
+            f"device_memory is {text[:40]!r}; give bytes, a size such as 2GiB (KiB, MiB, GiB, "
+            "TiB), or auto for what is free"
+        )
+    return int(size)
 
 
 def check_weights(weights: str | None) -> str | None:

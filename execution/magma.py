@@ -190,6 +190,7 @@ class Magma:
             device_memory=check_budget(device_memory),
             weights=check_weights(weights),
         )
+        engine.check()
         with paused_collector():
             tensors = open_checkpoint(checkpoint, config)
             tokenizer = tokenizer_for(checkpoint, config.transformer.embedding.real_vocab_size)

@@ -11,7 +11,12 @@ from popxl import ops
 from popxl_addons.patterns import apply_pre_alias_patterns
 
 from config.config import MagmaConfig
-from execution.engine import ENGINE_CHOICE, EngineOptions, memory_and_files
+from execution.engine import (
+    ENGINE_CHOICE,
+    EngineOptions,
+    memory_and_files,
+    said_of_this_machine,
+)
 from execution.phases import Phase, Phases, build_phases, call_phase
 from modelling.clip_resnet.stem import IMAGE_CHANNELS
 from utils.errors import UserError
@@ -90,23 +95,16 @@ def create_session(
             phase.graph.graph, phase.memory_proportions
         )
     apply_pre_alias_patterns(ir)
-    try:
-        with memory_and_files():
-            return addons.TaskSession(
-                inputs=inputs,
-                outputs=outputs,
-                state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(dict(variables))),
-                ir=ir,
-                device_desc="ipu_hw",
-                # Weights are never changed on the device.
-                weights_to_host_on_exit=False,
-            )
-    except (RuntimeError, ValueError) as error:
-        # Engines raise these where the environment asks for a device or a setting they lack.
-        raise UserError(
-            f"the program cannot be made for this machine: {error} (the argument device, else the "
-            "environment variable POPXL_DEVICE, chooses the device; POPXL_TORCH_* the engine)"
-        ) from error
+    with said_of_this_machine(), memory_and_files():
+        return addons.TaskSession(
+            inputs=inputs,
+            outputs=outputs,
+            state=addons.NamedTensors(fwd=addons.NamedTensors.from_dict(dict(variables))),
+            ir=ir,
+            device_desc="ipu_hw",
+            # Weights are never changed on the device.
+            weights_to_host_on_exit=False,
+        )
 
 
 def _create_streams(

@@ -439,7 +439,10 @@ def test_skipping_every_picture_answers_nothing(capsys: pytest.CaptureFixture[st
 def test_a_budget_that_is_no_size_is_one_line(
     picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for size, fact in (("tiny", "not 'tiny'"), ("1KiB", "device_memory is 1,024 bytes")):
+    for size, fact in (
+        ("tiny", "device_memory is 'tiny'"),
+        ("1KiB", "device_memory is 1,024 bytes"),
+    ):
         argv = [*TINY, "--image", str(picture), "--device_memory", size, "--log_level", "WARNING"]
         assert fact in _error(argv, capsys)
 
