@@ -16,7 +16,7 @@ from popxl_torch.kernels.joined import (
     reduced_product,
     reduced_with,
 )
-from popxl_torch.kernels.linalg import matmul_product, matmul_with
+from popxl_torch.kernels.linalg import matmul_product, matmul_product_with, matmul_with
 from popxl_torch.kernels.registry import Site, kernel
 
 _IN_PLACE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -72,10 +72,7 @@ def _product_with(site: Site, w: torch.Tensor) -> Callable[[torch.Tensor], torch
         return matmul_with(w)
     if any(site.varying_ins[:2]):
         return None
-    product, shape, inner = matmul_with(w), site.outs[0].shape, w.shape[0]
-    if len(shape) == 2:
-        return product
-    return lambda x: product(x.reshape(-1, inner)).view(shape)
+    return matmul_product_with(site, w)
 
 
 @kernel("Linear", replicated=True, prepare=_linear_with)

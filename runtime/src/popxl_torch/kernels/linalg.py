@@ -12,7 +12,7 @@ import functools
 import math
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -260,7 +260,28 @@ def matmul_product(site: Site) -> Callable[[torch.Tensor, torch.Tensor], torch.T
     return run
 
 
-@kernel("MatMul", raw=True)
+def matmul_product_with(site: Site, w: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """:func:`matmul_product` with a matrix that is known, the same on all replicas, as x is."""
+    product, shape, inner = matmul_with(w), site.outs[0].shape, w.shape[0]
+    if len(shape) == 2:
+        return product
+    return lambda x: product(x.reshape(-1, inner)).view(shape)
+
+
+def _matmul_with(
+    site: Site, known: Sequence[torch.Tensor | None]
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """:func:`matmul` by a matrix of floats that is known."""
+    (x, w), (lhs, rhs) = known, site.ins
+    assert lhs is not None
+    assert rhs is not None
+    if x is not None or w is None or any((*site.varying_ins, *site.varying_outs)):
+        return None
+    floats = w.is_floating_point() and lhs.dtype == rhs.dtype
+    return matmul_product_with(site, w) if floats and len(lhs.shape) > 1 and w.dim() == 2 else None
+
+
+@kernel("MatMul", raw=True, prepare=_matmul_with)
 def matmul(site: Site, lead: int) -> Callable[..., torch.Tensor]:
     """The product of both inputs along their last and second-last axes; float8 ones are scaled."""
     lhs, rhs = site.ins[0], site.ins[1]

@@ -72,6 +72,31 @@ def test_a_product_of_joined_shards_that_are_known(kind: str) -> None:
     assert torch.equal(prepared(x), entry.factory(site, 0)(x, w))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("outer", [(M,), (2, M)])
+def test_a_product_with_a_matrix_that_is_known(outer: tuple[int, ...], dtype: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(*outer, K, generator=generator)
+    w = torch.randn(K, N, generator=generator).to(getattr(torch, dtype))
+    ins = [((*outer, K), dtype), ((K, N), dtype)]
+    entry = kernel_entry("MatMul")
+    assert entry.prepare is not None
+    site = _site("MatMul", ins, [False, False], (*outer, N))
+    prepared = entry.prepare(site, (None, w))
+    assert prepared is not None
+    assert torch.equal(prepared(x), entry.factory(site, 0)(x, w))
+    assert entry.prepare(site, (x, None)) is None
+    apart = _site("MatMul", ins, [True, False], (*outer, N))
+    assert entry.prepare(apart, (None, w)) is None
+
+
+def test_a_product_of_float8_is_left_alone() -> None:
+    entry = kernel_entry("MatMul")
+    assert entry.prepare is not None
+    site = _site("MatMul", [((M, K), "float8_143"), ((K, N), "float8_143")], [False] * 2, (M, N))
+    assert entry.prepare(site, (None, torch.zeros(K, N, dtype=torch.uint8))) is None
+
+
 @pytest.mark.parametrize("zero_oor", [False, True])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
