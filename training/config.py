@@ -66,7 +66,7 @@ class TrainConfig:
     train_dataset_dir: tuple[str, ...] = ()
     """datasets of pictures and captions, as convert_dataset writes them"""
     eval_dataset_dir: tuple[str, ...] = ()
-    """datasets for evaluation; without any, a share of the training samples is kept aside"""
+    """datasets for evaluation; without any, pictures with a share of the samples are kept aside"""
     eval_dataset_pct: float = 0.1
     """that share"""
     train_text_files: tuple[str, ...] = ()

@@ -62,15 +62,17 @@ class ImgCptDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]])
         files = sample_files(self._root)
         self.bad: list[str] = []
         self._paths: list[Path] = []
+        self._pictures: list[Path] = []
         self._records: dict[Path, dict[str, Any]] | None = {} if load_data_in_memory else None
         for path in tqdm(files, desc=f"checking {self._root}", unit="sample", disable=None):
             try:
                 record = read_record(path)
-                picture_path(self._root, path, record)
+                picture = picture_path(self._root, path, record)
             except UserError as error:
                 self.bad.append(str(error))
                 continue
             self._paths.append(path)
+            self._pictures.append(picture)
             if self._records is not None:
                 self._records[path] = record
         self._report(len(files), skip_bad)
@@ -83,6 +85,10 @@ class ImgCptDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]])
         """The sample's file."""
         return str(self._paths[index])
 
+    def picture(self, index: int) -> Path:
+        """The sample's picture, which others may share."""
+        return self._pictures[index]
+
     def sample(self, index: int, rng: random.Random) -> Sample:
         """The caption's ids without padding, and the picture; ``rng`` chooses the caption.
 
@@ -92,9 +98,8 @@ class ImgCptDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]])
         path = self._paths[index]
         record = read_record(path) if self._records is None else self._records[path]
         caption = rng.choice(record["captions"])
-        picture = picture_path(self._root, path, record)
         try:
-            image = load_image(picture)
+            image = load_image(self._pictures[index])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         return Sample(encode(self._tokenizer, caption, self._seq_len), self._pixels(image))

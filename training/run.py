@@ -14,7 +14,7 @@ from training.config import TrainConfig
 from training.dataset import ImgCptDataset
 from training.loop import Trainer
 from training.model import Magma
-from training.samples import Joined, Samples, Texts, read_texts, split
+from training.samples import Grouped, Joined, Texts, read_texts, split
 from training.weights import load_clip, load_gptj, load_magma
 from utils.errors import UserError
 from utils.tokenizer import (
@@ -121,7 +121,7 @@ def _data(config: TrainConfig, tokenizer: GPT2Tokenizer) -> tuple[Joined, Joined
     return split(samples, config.eval_dataset_pct, config.seed)
 
 
-def _open(name: str, config: TrainConfig, tokenizer: GPT2Tokenizer, on_text: bool) -> Samples:
+def _open(name: str, config: TrainConfig, tokenizer: GPT2Tokenizer, on_text: bool) -> Grouped:
     limit = config.model.text_tokens
     if on_text:
         return Texts(read_texts(Path(name)), tokenizer, limit, name)

@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -52,6 +52,13 @@ class Samples(Protocol):
         Raises:
             UserError: it cannot be read.
         """
+
+
+class Grouped(Samples, Protocol):
+    """A dataset that says which samples show the same picture."""
+
+    def picture(self, index: int) -> Hashable:
+        """What is equal for those samples, and for no others."""
 
 
 class Captions:
@@ -113,6 +120,10 @@ class Texts:
         """The text's number."""
         return f"{self._name} {index + 1}"
 
+    def picture(self, index: int) -> Hashable:
+        """Each text is by itself."""
+        return self.name(index)
+
     def sample(self, index: int, rng: random.Random) -> Sample:
         """See `Samples`."""
         return Sample(encode(self._tokenizer, self._texts[index], self._max_tokens), None)
@@ -151,7 +162,7 @@ def encode(tokenizer: GPT2Tokenizer, text: str, max_tokens: int) -> list[int]:
 class Joined:
     """Several datasets as one, or a part of them."""
 
-    def __init__(self, datasets: Sequence[Samples], indices: Sequence[int] | None = None) -> None:
+    def __init__(self, datasets: Sequence[Grouped], indices: Sequence[int] | None = None) -> None:
         """The samples of all datasets, in order, or those of given numbers."""
         self._datasets = datasets
         self._ends = list(itertools.accumulate(len(dataset) for dataset in datasets))
@@ -167,6 +178,11 @@ class Joined:
         dataset, own = self._find(index)
         return dataset.name(own)
 
+    def picture(self, index: int) -> Hashable:
+        """See `Grouped`."""
+        dataset, own = self._find(index)
+        return dataset.picture(own)
+
     def sample(self, index: int, rng: random.Random) -> Sample:
         """See `Samples`."""
         dataset, own = self._find(index)
@@ -176,21 +192,31 @@ class Joined:
         """Some of the samples."""
         return Joined(self._datasets, [self._indices[number] for number in numbers])
 
-    def _find(self, index: int) -> tuple[Samples, int]:
+    def _find(self, index: int) -> tuple[Grouped, int]:
         place = self._indices[index]
         number = bisect.bisect_right(self._ends, place)
         return self._datasets[number], place - (self._ends[number - 1] if number else 0)
 
 
 def split(samples: Joined, share: float, seed: int) -> tuple[Joined, Joined]:
-    """Parts for training and evaluation: disjoint, the second with ``share`` of the samples.
+    """Parts for training and evaluation: disjoint, no picture in both, the same for the same seed.
 
-    The second has at least one sample where ``share`` is not 0 and there are two or more.
+    Pictures with all their samples go to the second part until it has ``share`` of the samples, one
+    at least where ``share`` is not 0; one picture is left for the first.
     """
-    total = len(samples)
-    order = _order(total, seed)
-    count = min(max(round(total * share), 1 if share > 0 else 0), total - 1)
-    return samples.part(sorted(order[count:])), samples.part(sorted(order[:count]))
+    members: dict[Hashable, list[int]] = {}
+    for number in range(len(samples)):
+        members.setdefault(samples.picture(number), []).append(number)
+    pictures = list(members.values())
+    order = _order(len(pictures), seed)
+    wanted = max(round(len(samples) * share), 1 if share > 0 else 0)
+    kept: set[int] = set()
+    for place in order[:-1]:
+        if len(kept) >= wanted:
+            break
+        kept.update(pictures[place])
+    rest = (number for number in range(len(samples)) if number not in kept)
+    return samples.part(rest), samples.part(sorted(kept))
 
 
 def _order(count: int, seed: int) -> list[int]:

@@ -42,6 +42,15 @@ def test_reads_what_the_original_writes(root: Path, tokenizer, in_memory):
         assert torch.equal(pixels, read_picture(root / "images" / "0" / f"{k}.jpg", 32))
 
 
+def test_samples_of_one_picture_say_so(root: Path, tokenizer):
+    record = {"captions": ["another"], "image_path": "images/0/./3.jpg"}
+    (root / "image_data" / "0" / "12.json").write_text(json.dumps(record))
+    dataset = ImgCptDataset(root, tokenizer, 32, 16)
+    pictures = [dataset.picture(k) for k in range(13)]
+    assert pictures[12] == pictures[3]
+    assert len(set(pictures)) == 12
+
+
 def test_items_are_padded_as_the_original_s(root: Path, tokenizer):
     pixels, ids = ImgCptDataset(root, tokenizer, 32, 16)[3]
     assert pixels.shape == (1, 3, 32, 32)

@@ -26,14 +26,20 @@ from utils.errors import UserError
 class Numbers:
     """A dataset whose sample k has the single id k, and two captions; some cannot be read."""
 
-    def __init__(self, count: int, bad: tuple[int, ...] = (), first: int = 0) -> None:
+    def __init__(
+        self, count: int, bad: tuple[int, ...] = (), first: int = 0, samples_a_picture: int = 1
+    ) -> None:
         self.count, self.bad, self.first = count, bad, first
+        self.samples_a_picture = samples_a_picture
 
     def __len__(self) -> int:
         return self.count
 
     def name(self, index: int) -> str:
         return f"number {self.first + index}"
+
+    def picture(self, index: int) -> str:
+        return f"picture {(self.first + index) // self.samples_a_picture}"
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         if index in self.bad:
@@ -90,6 +96,27 @@ def test_a_split_is_disjoint_complete_and_the_same_each_time(count, share, kept)
     assert sorted(names[0] + names[1]) == sorted(joined.name(k) for k in range(count))
     again = split(joined, share, seed=2)
     assert names == [[part.name(k) for k in range(len(part))] for part in again]
+
+
+@pytest.mark.parametrize(("count", "share", "kept"), [(90, 0.1, 9), (9, 0.01, 3), (3, 0.5, 0)])
+def test_a_split_cuts_no_picture_in_two(count, share, kept):
+    # Of the pictures with three samples, the last are in another dataset.
+    joined = Joined(
+        [Numbers(count - 1, samples_a_picture=3), Numbers(1, (), count - 1, samples_a_picture=3)]
+    )
+    for seed in range(5):
+        parts = split(joined, share, seed)
+        train, evaluated = ({p.picture(k) for k in range(len(p))} for p in parts)
+        assert not train & evaluated
+        assert [len(part) for part in parts] == [count - kept, kept]
+
+
+def test_where_each_sample_has_a_picture_of_its_own_the_split_is_that_of_samples():
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(5)).tolist()
+    parts = split(Joined([Numbers(40)]), 0.2, seed=5)
+    rng = random.Random(0)
+    found = [[part.sample(k, rng).ids[0] for k in range(len(part))] for part in parts]
+    assert found == [sorted(order[8:]), sorted(order[:8])]
 
 
 def test_batches_are_as_long_as_their_longest_row_and_its_end():
