@@ -19,14 +19,11 @@ from collections.abc import Collection
 from typing import Any
 
 from popxl_torch.backends.base import Backend
-from popxl_torch.executor.spill import Spill
+from popxl_torch.executor.spill import Spill, Window
 from popxl_torch.executor.streaming import Streamer
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.errors import popart_runtime_error
 from popxl_torch.ir.records import Buffer
-
-Window = tuple[tuple[int, int], ...]
-"""A start and a stop on each axis."""
 
 
 class RemoteStore:
@@ -163,12 +160,19 @@ class RemoteStore:
 
     def _brought(self, buffer: Buffer, kept: Any, reads: Window | None) -> Any:
         """An entry that is away on the device, as far as it is looked at."""
-        reads = tuple((0, size) for size in buffer.spec.shape) if reads is None else reads
+        reads = _read_of(buffer, reads)
         copied = math.prod(stop - start for start, stop in reads)
         if self.trace.active:
             whole = self.backend.nbytes(kept)
             self.trace.count(whole * copied // max(buffer.spec.nelms, 1), copied=True)
         return self.backend.bring(kept, reads) if copied else kept
+
+    def _look_ahead(self, buffer: Buffer, entry: int, reads: Window | None) -> None:
+        """What is read of an entry is likely to be read of the next one."""
+        if self.spill is not None:
+            reads = _read_of(buffer, reads)
+            if reads and all(start < stop for start, stop in reads):
+                self.spill.look_ahead((buffer, entry), reads)
 
     def view(self, buffer: Buffer, entry: int, varying: bool) -> Any:
         """As :meth:`load` of a fixed buffer, not counted."""
@@ -228,6 +232,7 @@ class RemoteStore:
         if away and self.spill is not None:
             self.spill.settle()
         self.backend.remote_window(kept, axes, starts, window, int(varying))
+        self._look_ahead(buffer, entry, reads)
         if away:
             return self._brought(buffer, kept, reads)
         if self.trace.active:
@@ -249,3 +254,8 @@ class RemoteStore:
                 f"Remote buffer {buffer.id} ({buffer.spec}) has {buffer.entries} entries: there is"
                 f" no entry {entry}"
             )
+
+
+def _read_of(buffer: Buffer, reads: Window | None) -> Window:
+    """What is looked at of an entry; all of it if nothing is said."""
+    return tuple((0, size) for size in buffer.spec.shape) if reads is None else reads

@@ -1,8 +1,10 @@
 """Entries of remote buffers that runs write and for which the memory of the device is too small.
 
 Beside a CPU they lie in a file. It is mapped, so an entry is used where it lies, like any other;
-its pages are the system's to write out and to read again. It has no name: nothing is left of it
-when the process ends, however that happens. Its folder is that of temporary files (``TMPDIR``).
+its pages are the system's to write out and to read again. While an entry is in use the system is
+asked for the next one, as a page that is missed keeps a core waiting. The file has no name: nothing
+is left of it when the process ends, however that happens. Its folder is that of temporary files
+(``TMPDIR``).
 
 Beside a device with memory of its own they lie in pinned memory of the host; in such a file if the
 host has no room. A load queues copies among the work, so it comes behind all that is to happen
@@ -13,17 +15,27 @@ what is stored after it, and none that follows can miss it.
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping
-from itertools import accumulate
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from popxl_torch.executor.device_slots import Link, pinned
 from popxl_torch.executor.slabs import Entry, empty_pages
 from popxl_torch.ir.errors import OutOfMemoryException
+from popxl_torch.plan.memory import spec_bytes
+
+Window = tuple[tuple[int, int], ...]
+"""A start and a stop on each axis."""
+
+_AT_ONCE = 1 << 19
+"""Bytes that the system is asked for at once: of more it may read a part only."""
 
 
 class Spill:
@@ -48,7 +60,13 @@ class Spill:
         lengths = [-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes.values()]
         starts = [0, *accumulate(lengths)]
         self._places = dict(zip(sizes, starts, strict=False))
-        self._memory = _file(starts[-1]) if in_file else empty_pages(starts[-1])
+        self._file = _File(starts[-1]) if in_file else None
+        self._memory = empty_pages(starts[-1]) if self._file is None else self._file.memory
+        self._follows: dict[Entry, Entry] = {}
+        for buffer in self.buffers:
+            of = sorted(number for other, number in sizes if other is buffer)
+            pairs = pairwise([*of, of[0]])
+            self._follows |= {(buffer, one): (buffer, other) for one, other in pairs}
         if link is not None and not in_file:
             pinned(link, self._memory, "copies of what runs write take longer")
 
@@ -57,6 +75,24 @@ class Spill:
         if entry not in self._places:
             return None
         return np.frombuffer(self._memory, np.uint8, self.sizes[entry], self._places[entry])
+
+    def look_ahead(self, entry: Entry, reads: Window) -> None:
+        """Have what is looked at of the next entry of a buffer in memory soon; behind the last one
+        comes the first.
+
+        Args:
+            entry: the one that is in use.
+            reads: what is looked at of each.
+        """
+        following = self._follows.get(entry, entry)
+        if self._file is None or following == entry:
+            return
+        spec, size = entry[0].spec, self.sizes[following]
+        copies = size // max(1, spec_bytes(spec))
+        starts, length = _runs((copies, *spec.shape), ((0, copies), *reads))
+        item = size // math.prod((copies, *spec.shape))
+        place = self._places[following]
+        self._file.expect([place + item * start for start in starts], item * length)
 
     def settle(self) -> None:
         """Wait until nothing that is queued reads the memory any more."""
@@ -67,20 +103,56 @@ class Spill:
         """Unpin. The entries are elsewhere by now."""
         if self._link is not None:
             self._link.close()
+        if self._file is not None:
+            self._file.close()
 
 
-def _file(num_bytes: int) -> mmap.mmap:
+class _File:
     """A file that is mapped and has no name."""
-    with tempfile.TemporaryFile(prefix="popxl-") as file:
-        try:
-            # Without its blocks a mapped file that meets a full disk would kill the process.
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                raise
-            raise OutOfMemoryException(
-                f"device_memory has no room for {num_bytes:,} bytes of remote buffers that runs"
-                f" write, and {tempfile.gettempdir()} has none either: {error.strerror}; the"
-                " environment variable TMPDIR names another folder"
-            ) from error
-        return mmap.mmap(file.fileno(), num_bytes)
+
+    def __init__(self, num_bytes: int) -> None:
+        with tempfile.TemporaryFile(prefix="popxl-") as file:
+            try:
+                # Without its blocks a mapped file that meets a full disk would kill the process.
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                    raise
+                raise OutOfMemoryException(
+                    f"device_memory has no room for {num_bytes:,} bytes of remote buffers that runs"
+                    f" write, and {tempfile.gettempdir()} has none either: {error.strerror}; the"
+                    " environment variable TMPDIR names another folder"
+                ) from error
+            self.memory = mmap.mmap(file.fileno(), num_bytes)
+            self._file = os.dup(file.fileno())
+        self._close = weakref.finalize(self, os.close, self._file)
+        # The system makes a caller wait while it has much to do.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="popxl_torch_ahead")
+
+    def expect(self, starts: Sequence[int], length: int) -> None:
+        """Have pieces of one length in memory soon; nothing waits for them."""
+        self._thread.submit(self._ask, starts, length)
+
+    def _ask(self, starts: Sequence[int], length: int) -> None:
+        for start in starts:
+            for place in range(start, start + length, _AT_ONCE):
+                size = min(_AT_ONCE, start + length - place)
+                os.posix_fadvise(self._file, place, size, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """End the thread. What is mapped stays."""
+        self._thread.shutdown(cancel_futures=True)
+        self._close()
+
+
+def _runs(shape: Sequence[int], window: Window) -> tuple[list[int], int]:
+    """Where a window's pieces begin in a row-major array, counted in elements, and the length of
+    each."""
+    cut = [n for n, part in enumerate(zip(window, shape, strict=True)) if part[0] != (0, part[1])]
+    axis = cut[-1] if cut else 0
+    begins = np.zeros(1, np.int64)
+    for n, (start, stop) in enumerate(window[: axis + 1]):
+        places = np.arange(start, stop if n < axis else start + 1) * math.prod(shape[n + 1 :])
+        begins = np.add.outer(begins, places).ravel()
+    start, stop = window[axis]
+    return begins.tolist(), (stop - start) * math.prod(shape[axis + 1 :])

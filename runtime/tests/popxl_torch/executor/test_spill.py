@@ -17,7 +17,7 @@ import popxl
 import pytest
 from popxl import ops
 from popxl_torch.executor import placement
-from popxl_torch.executor.spill import Spill
+from popxl_torch.executor.spill import Spill, _runs
 
 from runtime.tests.popxl_torch.stand_in_devices import OwnMemory, standing_in
 
@@ -353,3 +353,30 @@ def test_a_store_that_waits_for_no_load_is_noticed(tmp_path: Path, monkeypatch: 
         pytest.raises(AssertionError, match="written before it was read"),
     ):
         model.run(0)
+
+
+def test_the_next_entry_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, __: asked.append((start, size)))
+    with opened(device_memory=_needed(tmp_path)) as model:
+        model.run(0)
+        spill = model.session._engine.memory.remote.spill
+        base = np.frombuffer(spill._memory, np.uint8).ctypes.data
+        spill._file._thread.shutdown()
+    expected = [
+        (spill.memory((buffer, (number + 1) % LAYERS)).ctypes.data - base, LAYER // 2)
+        for number in range(LAYERS)
+        for buffer in sorted(spill.buffers, key=lambda buffer: buffer.id)
+        if buffer.entries == LAYERS
+    ]
+    assert asked == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_pieces_of_a_window_are_all_that_it_covers(seed: int):
+    random = np.random.default_rng(seed)
+    shape = tuple(random.integers(1, 5, size=random.integers(1, 5)))
+    window = tuple(tuple(sorted(random.choice(size + 1, 2, replace=False))) for size in shape)
+    starts, length = _runs(shape, window)
+    numbers = np.arange(np.prod(shape)).reshape(shape)[tuple(slice(*cut) for cut in window)]
+    np.testing.assert_array_equal(np.add.outer(starts, np.arange(length)).ravel(), numbers.ravel())
