@@ -38,7 +38,8 @@ def parse() -> tuple[Setup, argparse.Namespace]:
     parser.add_argument("--preset", default="magma_v1_500", help="whose widths the model has")
     parser.add_argument("--blocks", type=int, default=8, help="decoder blocks")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
-    parser.add_argument("--tokens", type=int, default=8, help="decode steps of a turn")
+    parser.add_argument("--tokens", type=int, default=8, help="decode steps in a row")
+    parser.add_argument("--spans", type=int, default=3, help="rows of steps where disks are read")
     parser.add_argument("--budgets", type=int, nargs="+", default=[2, 4, 8, 16], help="in GiB")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64])
     parser.add_argument("--storage", nargs="+", choices=STORAGE, default=list(ALIKE))
@@ -54,6 +55,7 @@ def parse() -> tuple[Setup, argparse.Namespace]:
         blocks=options.blocks,
         rounds=options.rounds,
         tokens=options.tokens,
+        spans=options.spans,
         budgets=tuple(options.budgets),
         batches=tuple(options.batches),
         storage=tuple(options.storage),

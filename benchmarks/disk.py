@@ -4,58 +4,71 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 PIECE_BYTES = 4 << 20
 IN_FLIGHT = 4
-RUN_PIECES = 16
-"""Pieces that are read one behind the other, where not all are."""
+LEAD_S = 1.0
+SPAN_S = 2.0
+
+Piece = tuple[int, int]
+"""An open file, and a place in it."""
 
 
-def direct_read_gb_per_s(paths: Iterable[Path], most_bytes: int = 1 << 30) -> float:
+def direct_read_gb_per_s(paths: Iterable[Path]) -> float:
     """:func:`read_gb_per_s` past the page cache."""
-    return read_gb_per_s(paths, os.O_DIRECT, most_bytes)
+    return read_gb_per_s(paths, os.O_DIRECT)
 
 
-def read_gb_per_s(paths: Iterable[Path], flags: int = 0, most_bytes: int = 1 << 30) -> float:
-    """Bytes a second, in 1e9, of reads of files.
+def read_gb_per_s(
+    paths: Iterable[Path], flags: int = 0, lead_s: float = LEAD_S, span_s: float = SPAN_S
+) -> float:
+    """Bytes a second, in 1e9, of reads of files, from a random place on, round and round.
 
     Args:
         paths: The files.
         flags: With which they are opened.
-        most_bytes: How much to read; of larger files, parts at even distances.
+        lead_s: Seconds of reading that do not count: what others had begun to read ends meanwhile.
+        span_s: Seconds that count.
 
     Raises:
         OSError: The filesystem has no direct reads, and they are asked for.
     """
-    pieces: list[tuple[int, int]] = []
+    with _opened(paths, flags) as pieces:
+        order = count(random.randrange(len(pieces)))
+        begin = time.perf_counter() + lead_s
+        end = begin + span_s
+
+        def read(_: int) -> int:
+            """One of those that read at a time; bytes that count."""
+            memory, total = mmap.mmap(-1, PIECE_BYTES), 0
+            while time.perf_counter() < end:
+                file, place = pieces[next(order) % len(pieces)]
+                size = os.preadv(file, [memory], place)
+                total += size if begin <= time.perf_counter() < end else 0
+            return total
+
+        with ThreadPoolExecutor(IN_FLIGHT) as threads:
+            return sum(threads.map(read, range(IN_FLIGHT))) / span_s / 1e9
+
+
+@contextmanager
+def _opened(paths: Iterable[Path], flags: int) -> Iterator[list[Piece]]:
+    """The pieces of files, one behind the other."""
+    pieces: list[Piece] = []
     opened: list[int] = []
     try:
         for path in paths:
             opened.append(os.open(path, os.O_RDONLY | flags))
             size = os.fstat(opened[-1]).st_size
             pieces += [(opened[-1], at) for at in range(0, size, PIECE_BYTES)]
-        pieces = _sample(pieces, max(1, most_bytes // PIECE_BYTES))
-        memory = [mmap.mmap(-1, PIECE_BYTES) for _ in range(IN_FLIGHT)]
-
-        def read(lane: int) -> int:
-            return sum(os.preadv(fd, [memory[lane]], at) for fd, at in pieces[lane::IN_FLIGHT])
-
-        start = time.perf_counter()
-        with ThreadPoolExecutor(IN_FLIGHT) as threads:
-            total = sum(threads.map(read, range(IN_FLIGHT)))
-        return total / (time.perf_counter() - start) / 1e9
+        yield pieces
     finally:
-        for fd in opened:
-            os.close(fd)
-
-
-def _sample(pieces: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """So many pieces: all, or runs of them at even distances."""
-    runs = [pieces[at : at + RUN_PIECES] for at in range(0, len(pieces), RUN_PIECES)]
-    wanted = min(len(runs), max(1, count // RUN_PIECES))
-    chosen = [runs[n * len(runs) // wanted] for n in range(wanted)]
-    return [piece for run in chosen for piece in run][:count]
+        for file in opened:
+            os.close(file)

@@ -14,7 +14,7 @@ from airllm import AirLLMBaseModel
 from transformers import DynamicCache, GenerationConfig
 from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
-from benchmarks.engine_memory import Steps, measured_steps
+from benchmarks.engine_memory import Stepping
 from benchmarks.engine_transformers import POSITIONS, random_gptj
 from config.config import MagmaConfig
 
@@ -42,7 +42,7 @@ class _GPTJ(AirLLMBaseModel):
             module.attn.embed_positions = self.positions
 
 
-class AirLLM:
+class AirLLM(Stepping):
     """See :class:`benchmarks.engine_memory.Engine`."""
 
     def __init__(self, config: MagmaConfig, folder: Path, threads: int) -> None:
@@ -58,16 +58,17 @@ class AirLLM:
         width = config.transformer.attention.rotary_dim
         self._airllm.positions = create_sinusoidal_positions(POSITIONS, width).half()
 
-    def steps(self, prompts: list[list[int]], tokens: int, warm_up: int) -> Steps:
-        """See :class:`benchmarks.engine_memory.Engine`."""
-        cache = DynamicCache(config=self._airllm.config)
+        super().__init__(self._read, self._run)
 
-        def step(ids: list[list[int]]) -> list[list[int]]:
-            with torch.inference_mode():
-                answer = self._airllm(torch.tensor(ids), past_key_values=cache, logits_to_keep=1)
-            return answer.logits[:, -1].argmax(-1)[:, None].tolist()
+    def _read(self, prompts: list[list[int]]) -> None:
+        self._cache = DynamicCache(config=self._airllm.config)
+        self._ids = torch.tensor(prompts)
+        self._run()
 
-        return measured_steps(step, prompts, tokens, warm_up)
+    @torch.inference_mode()
+    def _run(self) -> None:
+        answer = self._airllm(self._ids, past_key_values=self._cache, logits_to_keep=1)
+        self._ids = answer.logits[:, -1:].argmax(-1)
 
 
 def write_folder(folder: Path, config: MagmaConfig) -> None:

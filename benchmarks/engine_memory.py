@@ -7,8 +7,9 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any, Protocol
@@ -20,8 +21,11 @@ from benchmarks.engine_llama import Llama, import_from
 from benchmarks.engine_ours import Ours
 from benchmarks.memory import STATUS, PeakMemory, read_from_disk
 from config.config import MagmaConfig
+from execution.prompts import Picture, Prompt
 
 PLAN_VARIABLE = "POPXL_TORCH_MEMORY_PLAN"
+
+Prompts = Sequence[Prompt] | None
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Steps:
     Attributes:
         step_s: Seconds of each.
         peak_anonymous: Most anonymous memory of the process so far, in bytes.
-        disk_bytes: What each read from disk, the mean of all runs over the weights.
-        logits: A digest of all logits, those of the prompt and of steps that are not timed too.
+        disk_bytes: What each read from disk, their mean.
+        logits: A digest of all logits since the prompt, those of steps that are not timed too.
         plan: What the engine keeps where, if it tells.
     """
 
@@ -46,33 +50,40 @@ class Steps:
 class Engine(Protocol):
     """A model that is ready to run."""
 
-    def steps(self, prompts: list[list[int]], tokens: int, warm_up: int) -> Steps:
-        """Reads prompts of one length, takes `warm_up` steps, then measures more, greedily."""
+    def steps(self, prompts: Prompts, tokens: int, warm_up: int) -> Steps:
+        """Takes `warm_up` steps, then measures more, greedily.
+
+        Args:
+            prompts: Of one length, to be read first; None to go on where the last steps ended.
+            tokens: Steps to measure.
+            warm_up: Steps before them.
+        """
 
 
-def measured_steps(
-    step: Callable[[list[list[int]]], list[list[int]]],
-    prompts: list[list[int]],
-    tokens: int,
-    warm_up: int,
-) -> Steps:
-    """Has an engine take steps.
+class Stepping:
+    """An :class:`Engine` whose runs are functions."""
 
-    Args:
-        step: Appends ids (b, n) to the sequences and returns the next ids (b, 1).
-        prompts: The first.
-        tokens: Steps to measure.
-        warm_up: Steps before them.
-    """
-    seconds, ids = [], prompts
-    with PeakMemory() as peak:
-        before = read_from_disk()
-        for _ in range(1 + warm_up + tokens):
-            start = time.perf_counter()
-            ids = step(ids)
-            seconds.append(time.perf_counter() - start)
-        disk_bytes = (read_from_disk() - before) / len(seconds)
-    return Steps(seconds[1 + warm_up :], peak.bytes["anonymous"], disk_bytes)
+    def __init__(self, read: Callable[[Any], object], step: Callable[[], object]) -> None:
+        """``read`` takes prompts, ``step`` makes the next token of each sequence."""
+        self._read, self._step = read, step
+        self._most = 0
+
+    def steps(self, prompts: Prompts, tokens: int, warm_up: int) -> Steps:
+        """See :class:`Engine`."""
+        seconds = []
+        with PeakMemory() as peak:
+            if prompts is not None:
+                self._read(prompts)
+            for _ in range(warm_up):
+                self._step()
+            before = read_from_disk()
+            for _ in range(tokens):
+                start = time.perf_counter()
+                self._step()
+                seconds.append(time.perf_counter() - start)
+            disk_bytes = (read_from_disk() - before) / max(1, tokens)
+        self._most = max(self._most, peak.bytes["anonymous"])
+        return Steps(seconds, self._most, disk_bytes)
 
 
 def limit_data(more_bytes: int | None) -> None:
@@ -109,24 +120,31 @@ class Limited(Ours):
         with PeakMemory() as peak:
             super().__init__(config, weights, "cached", threads, traced=False)
         self._most = peak.bytes["anonymous"]
+        self._stepping = Stepping(self._read, self._step)
 
-    def steps(self, prompts: list[list[int]], tokens: int, warm_up: int) -> Steps:
+    def steps(self, prompts: Prompts, tokens: int, warm_up: int) -> Steps:
         """See :class:`Engine`."""
-        digest = hashlib.sha256()
-
-        def step(ids: list[list[int]]) -> list[list[int]]:
-            first = ids is prompts
-            logits = self._runs.start(None, ids) if first else self._runs.step(np.ravel(ids))
-            digest.update(np.ascontiguousarray(logits))
-            return logits.argmax(-1)[:, None].tolist()
-
-        found = measured_steps(step, prompts, tokens, warm_up)
-        self._most = max(self._most, found.peak_anonymous)
+        found = self._stepping.steps(prompts, tokens, warm_up)
         plan = json.loads(Path(self._plan.name).read_text())
-        return Steps(found.step_s, self._most, found.disk_bytes, digest.hexdigest(), plan)
+        most = max(self._most, found.peak_anonymous)
+        return replace(found, peak_anonymous=most, logits=self._digest.hexdigest(), plan=plan)
+
+    def _read(self, prompts: Sequence[Prompt]) -> None:
+        """All pictures of prompts are one."""
+        self._digest = hashlib.sha256()
+        shown = any(isinstance(item, Picture) for prompt in prompts for item in prompt)
+        pictures = self._new_pictures()[:1] if shown else None
+        self._note(self._runs.start(pictures, prompts))
+
+    def _step(self) -> None:
+        self._note(self._runs.step(self._newest.tolist()))
+
+    def _note(self, logits: np.ndarray) -> None:
+        self._digest.update(np.ascontiguousarray(logits))
+        self._newest = logits.argmax(-1)
 
 
-class Offloaded:
+class Offloaded(Stepping):
     """transformers' GPT-J in bfloat16 with all weights on disk, by accelerate's disk_offload."""
 
     def __init__(self, config: MagmaConfig, folder: Path, threads: int) -> None:
@@ -139,19 +157,8 @@ class Offloaded:
         self._folder = TemporaryDirectory(dir=folder)
         model = random_gptj(config, torch.bfloat16)
         disk_offload(model, self._folder.name, execution_device=torch.device("cpu"))
-        self._greedy = Greedy(model)
-
-    def steps(self, prompts: list[list[int]], tokens: int, warm_up: int) -> Steps:
-        """See :class:`Engine`."""
-
-        def step(ids: list[list[int]]) -> list[list[int]]:
-            if ids is prompts:
-                self._greedy.start(prompts)
-            else:
-                self._greedy.more(1)
-            return []
-
-        return measured_steps(step, prompts, tokens, warm_up)
+        greedy = Greedy(model)
+        super().__init__(greedy.start, partial(greedy.more, 1))
 
     def close(self) -> None:
         """Deletes the weights."""
@@ -161,11 +168,15 @@ class Offloaded:
 class LlamaSteps(Llama):
     """llama.cpp with the mean time of a step, which is what it tells."""
 
-    def steps(self, prompts: list[list[int]], tokens: int, warm_up: int) -> Steps:
-        """See :class:`Engine`; there is no warm-up."""
+    def steps(self, prompts: Prompts, tokens: int, warm_up: int) -> Steps:
+        """See :class:`Engine`; reading the prompt takes the place of the warm-up, and where it is
+        to go on, it begins with the same prompt again."""
+        self._prompts = prompts or self._prompts
+        if not tokens:
+            return Steps([], 0, 0.0)
         with PeakMemory() as peak:
             before = read_from_disk()
-            times = self.run(prompts, 1 + tokens, picture=False)
+            times = self.run(self._prompts, 1 + tokens, picture=False)
             disk_bytes = (read_from_disk() - before) / (1 + tokens)
         return Steps(times.step_s, peak.bytes["anonymous"], disk_bytes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from statistics import median
 
 from benchmarks import record
@@ -11,17 +12,25 @@ from benchmarks.memory_setup import (
     GIB,
     Setup,
     check_identical,
-    fresh_turn,
-    limit_s,
     peak_gib,
     prompts_of,
     samples,
     step_s,
+)
+from benchmarks.memory_spans import (
+    RUN_IN,
+    STEADY,
+    Span,
+    disk_bytes,
+    fresh_turn,
+    limit_s,
+    steps_of_turn,
     streamed_bytes,
     weight_bytes,
 )
 from benchmarks.turns import Turns, ratio, take_turns
 from config.config import MagmaConfig
+from execution.prompts import Picture
 
 CAP_BYTES = 6 * GIB
 SPARED_BYTES = GIB // 2
@@ -33,14 +42,31 @@ PROCESS_BYTES = GIB // 2
 CONTEXT = 300
 """Positions for which sequences of a batch have keys and values."""
 
-BATCH_PROMPT = 4
-
 LIMIT_NOTE = (
-    "Limit: the longest of what the disk takes for the bytes that are not kept, memory for all"
-    " bytes of weights, and arithmetic (at the rate of a float32 product) where sequences are many;"
-    " rates of direct reads (4 MiB, 4 under way), memory and products are taken before and after"
-    " each turn. A disk that gives more after a pause than for long lets a turn exceed it."
+    "Limit: the longest of what the disk takes for all bytes that are not in memory, memory for all"
+    " bytes that a step uses, and arithmetic (at the rate of a float32 product) where sequences are"
+    " many. Rates are taken just before and just behind a few steps in a row: direct reads (4 MiB,"
+    " 4 under way, 2 s after 1 s that does not count), memory, products. The disk drifts by a"
+    f" factor of 3: where its two rates differ by more than {STEADY - 1:.0%}, steps do not count."
 )
+
+
+def spans_note(setup: Setup) -> str:
+    """What a turn consists of."""
+    return (
+        f"Each turn is a process of its own: {setup.spans} times {setup.tokens} steps in a row,"
+        f" each time behind {RUN_IN} that does not count."
+    )
+
+
+def spans_of(turns: Turns, name: str) -> list[Span]:
+    """All spans of an engine that count."""
+    return [span for turn in turns.of[name] for span in turn.value.counted]
+
+
+def of_limit(spans: list[Span], limits: list[float]) -> str:
+    """The share of the limit, as a cell."""
+    return f"{ratio(limits, [span.step_s for span in spans]):.2f}"
 
 
 def budgets(setup: Setup) -> tuple[record.Result, Turns]:
@@ -62,6 +88,7 @@ def budgets(setup: Setup) -> tuple[record.Result, Turns]:
             partial(setup.ours, storage, **settings),
             setup.model_folder(storage),
             prompts,
+            setup.spans,
             setup.tokens,
         )
         for name, (storage, settings) in cases.items()
@@ -72,13 +99,13 @@ def budgets(setup: Setup) -> tuple[record.Result, Turns]:
     result = record.Result(
         bench=setup.bench("budgets"),
         title=setup.title("Decode within a budget, weights read from disk"),
-        columns=("weights, budget", "tokens/s", "GB of weights", "GB read a token", "disk GB/s",
-                 "limit, tokens/s", "of limit", "peak GiB"),
+        columns=("weights, budget", "tokens/s", "GB of weights", "GB read a token, planned",
+                 "measured", "disk GB/s", "limit, tokens/s", "of limit", "peak GiB"),
         rows=rows,
         samples=samples(turns),
         setting={"setup": str(setup)},
         notes=(
-            setup.note() + " Reads go past the page cache; each turn is a process of its own.",
+            f"{setup.note()} {spans_note(setup)} Reads go past the page cache.",
             LIMIT_NOTE + " Target: ≥ 0.90 of the limit where weights are read.",
             "Peak: anonymous memory of the process, to stay within the budget. Mapped: no budget,"
             " weights in the page cache.",
@@ -98,21 +125,30 @@ def _telling(setup: Setup, storage: str) -> list[int]:
 
 
 def _budget_row(name: str, turns: Turns) -> tuple[str, ...]:
-    of = turns.of[name]
-    plan = of[0].value.steps.plan
-    limits = [limit_s(turn) for turn in of]
-    read = streamed_bytes(plan) / 1e9
-    disk = median(turn.value.disk_gb_per_s for turn in of)
+    spans = spans_of(turns, name)
+    plan, limits = spans[0].steps.plan, [limit_s(span) for span in spans]
     return (
         name,
         f"{1 / median(turns.values(name, step_s)):.3g}",
         f"{weight_bytes(plan) / 1e9:.2f}",
-        f"{read:.2f}",
-        f"{disk:.2f}",
+        f"{streamed_bytes(plan) / 1e9:.2f}",
+        f"{measured_gb(turns, name):.2f}",
+        disk_rate(spans),
         f"{1 / median(limits):.3g}",
-        f"{ratio(limits, turns.values(name, step_s)):.2f}",
+        of_limit(spans, limits),
         peak_gib(turns, name),
     )
+
+
+def measured_gb(turns: Turns, name: str) -> float:
+    """What a step had read from the disk, as the system says, in 1e9 bytes."""
+    return median(turns.values(name, lambda turn: turn.disk_bytes)) / 1e9
+
+
+def disk_rate(spans: list[Span]) -> str:
+    """What the disk gave meanwhile, as a cell."""
+    rate = median(span.disk_gb_per_s for span in spans)
+    return "-" if rate == inf else f"{rate:.2f}"
 
 
 def batches(setup: Setup) -> tuple[record.Result, Turns]:
@@ -124,6 +160,10 @@ def batches(setup: Setup) -> tuple[record.Result, Turns]:
         for storage in setup.storage:
             for batch in setup.batches:
                 config = setup.config(CONTEXT - setup.config().image_tokens, batch)
+                length = CONTEXT - 1 - steps_of_turn(setup.spans, setup.tokens)
+                (text, *_) = prompts_of(config, length - config.image_tokens)
+                # One for all: reading it is not what is measured.
+                prompts = [[Picture(0), *text]] * batch
                 configs[f"{storage}, {batch}"] = config
                 start = partial(
                     setup.ours, storage, config, cap=cap, weights="read", device_memory=budget
@@ -132,25 +172,29 @@ def batches(setup: Setup) -> tuple[record.Result, Turns]:
                     fresh_turn,
                     start,
                     setup.model_folder(storage),
-                    prompts_of(config, BATCH_PROMPT),
+                    prompts,
+                    setup.spans,
                     setup.tokens,
                 )
         turns = take_turns(actions, setup.rounds)
     check_identical(turns, {name: name for name in actions})
-    rows = [_batch_row(name, config, turns) for name, config in configs.items()]
+    filled = length / CONTEXT
+    rows = [_batch_row(name, config, turns, filled) for name, config in configs.items()]
     result = record.Result(
         bench=setup.bench("batches"),
         title=setup.title("Decode of several sequences in 6 GiB, weights read from disk"),
-        columns=("weights, sequences", "tokens/s", "s a step", "times one", "GB keys, values",
-                 "GB read a step", "disk GB/s", "limit, tokens/s", "of limit"),
+        columns=("weights, sequences", "tokens/s", "s a step", "times one", "GB of weights read",
+                 "GB of keys, values read", "measured", "disk GB/s", "limit, tokens/s", "of limit"),
         rows=_times_one(rows),
         samples=samples(turns),
         setting={"setup": str(setup)},
         notes=(
-            f"{setup.note()} Each turn is a process of its own with a budget of"
-            f" {budget / GIB:.1f} GiB, {cap_note(cap)}.",
-            f"Keys and values: memory for {CONTEXT} positions of each sequence, which displaces"
-            f" weights; {BATCH_PROMPT} to {BATCH_PROMPT + 1 + setup.tokens} of them are filled.",
+            f"{setup.note()} {spans_note(setup)} It has a budget of {budget / GIB:.1f} GiB and"
+            f" {cap_note(cap)}.",
+            f"Each sequence has room for keys and values of {CONTEXT} positions, {length} of them"
+            " of a prompt, the same for all. What the budget has room for displaces weights, the"
+            " rest lies in a file. Read: planned, from the disk in a step; measured: both, as the"
+            " system says.",
             LIMIT_NOTE + " Target: ≥ 0.90 of it.",
         ),
         command=setup.command("batches"),
@@ -162,23 +206,23 @@ def cap_note(cap: object) -> str:
     """What holds a process to its memory."""
     if cap is None:
         return "no cap on the page cache could be had here: direct reads alone"
-    return f"and a hard cap of {CAP_BYTES // GIB} GiB, page cache included ({cap.kind})"
+    return f"a hard cap of {CAP_BYTES // GIB} GiB, page cache included ({cap.kind})"
 
 
-def _batch_row(name: str, config: MagmaConfig, turns: Turns) -> tuple[str, ...]:
-    of = turns.of[name]
-    plan = of[0].value.steps.plan
-    seconds = median(turns.values(name, step_s))
-    limits = [limit_s(turn, config.batch * token_flops(config)) for turn in of]
+def _batch_row(name: str, config: MagmaConfig, turns: Turns, filled: float) -> tuple[str, ...]:
+    spans = spans_of(turns, name)
+    plan, seconds = spans[0].steps.plan, median(turns.values(name, step_s))
+    limits = [limit_s(span, config.batch * token_flops(config), filled) for span in spans]
     return (
         name,
         f"{config.batch / seconds:.3g}",
         f"{seconds:.2f}",
-        f"{plan['stored_bytes'] / 1e9:.2f}",
         f"{streamed_bytes(plan) / 1e9:.2f}",
-        f"{median(turn.value.disk_gb_per_s for turn in of):.2f}",
+        f"{(disk_bytes(plan, filled) - streamed_bytes(plan)) / 1e9:.2f}",
+        f"{measured_gb(turns, name):.2f}",
+        disk_rate(spans),
         f"{config.batch / median(limits):.3g}",
-        f"{ratio(limits, turns.values(name, step_s)):.2f}",
+        of_limit(spans, limits),
     )
 
 

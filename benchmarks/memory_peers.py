@@ -9,25 +9,32 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import record
+from benchmarks.engine_memory import Steps
 from benchmarks.memory import drop_from_page_cache
 from benchmarks.memory_cap import Cap, memory_cap
-from benchmarks.memory_parts import CAP_BYTES, LIMIT_NOTE, SPARED_BYTES, cap_note
+from benchmarks.memory_parts import (
+    CAP_BYTES,
+    LIMIT_NOTE,
+    SPARED_BYTES,
+    cap_note,
+    disk_rate,
+    measured_gb,
+    of_limit,
+    spans_note,
+    spans_of,
+)
 from benchmarks.memory_setup import (
     ALIKE,
     GIB,
-    Measured,
     Setup,
     check_identical,
-    fresh_turn,
-    limit_s,
     peak_gib,
     prompts_of,
     samples,
     step_s,
-    streamed_bytes,
     turn_of,
-    weight_bytes,
 )
+from benchmarks.memory_spans import Measured, fresh_turn, limit_s, streamed_bytes, weight_bytes
 from benchmarks.turns import Turns, ratio, take_turns
 from benchmarks.workers import Worker
 
@@ -43,7 +50,7 @@ def limited(setup: Setup) -> tuple[record.Result, Turns]:
     """Mapped weights with and without a limit of anonymous memory, beside peers."""
     prompts = prompts_of(setup.config())
     with ExitStack() as stack:
-        actions: dict[str, Callable[[], Measured]] = {}
+        actions: dict[str, Callable[[], Steps]] = {}
         alike = {}
         for storage in setup.storage:
             for name, limit in ((storage, None), (storage + LIMITED, LIMIT_BYTES)):
@@ -114,14 +121,14 @@ def capped(setup: Setup) -> tuple[record.Result, Turns]:
                 device_memory=CAP_BYTES - SPARED_BYTES,
             )
             path = setup.model_folder(storage)
-            actions[f"ours {storage}"] = partial(_cold_turn, start, path, prompts, setup.tokens)
+            actions[f"ours {storage}"] = partial(_cold_turn, start, path, prompts, setup)
         if cap is not None and setup.has("llama"):
             actions[f"{LLAMA} F16"] = partial(
                 _cold_turn,
                 partial(setup.llama, "F16", cap),
                 setup.gguf("F16"),
                 prompts,
-                SLOW_TOKENS,
+                setup,
             )
         turns = take_turns(actions, setup.rounds)
     rows = [_capped_row(name, turns, f"ours {setup.storage[0]}") for name in turns.of]
@@ -134,12 +141,12 @@ def capped(setup: Setup) -> tuple[record.Result, Turns]:
         samples=samples(turns),
         setting={"setup": str(setup), "cap": _kind(cap)},
         notes=(
-            f"{setup.note()} Each turn is a process of its own, {cap_note(cap)}. Ours has a budget"
-            f" of {(CAP_BYTES - SPARED_BYTES) / GIB:.1f} GiB and reads past the page cache;"
-            f" llama.cpp maps its file, which nobody else has in the page cache, and takes"
-            f" {SLOW_TOKENS} steps a turn behind the prompt. Peak: anonymous memory.",
-            LIMIT_NOTE + " Measured: what the kernel says the process had read, prompt and all"
-            " steps, over their number.",
+            f"{setup.note()} {spans_note(setup)} It has {cap_note(cap)}. Ours"
+            f" has a budget of {(CAP_BYTES - SPARED_BYTES) / GIB:.1f} GiB and reads past the page"
+            " cache; llama.cpp maps its file, which nobody else has in the page cache, and begins"
+            " each time with the prompt, which does not count. Peak: anonymous memory.",
+            LIMIT_NOTE + " Measured: what the system says that a step had read; of llama.cpp the"
+            " prompt's run is one of them.",
             "Targets: ≥ 0.90 of the limit; ≥ 1.5 × llama.cpp's speed; int8 ≥ 5 × our float16.",
         ),
         command=setup.command("capped"),
@@ -152,28 +159,28 @@ def _kind(cap: Cap | None) -> str:
 
 
 def _cold_turn(
-    start: Callable[[], Worker], path: Path, prompts: list[list[int]], tokens: int
+    start: Callable[[], Worker], path: Path, prompts: list[list[int]], setup: Setup
 ) -> Measured:
     for file in [path] if path.is_file() else path.iterdir():
         drop_from_page_cache(file)
-    return fresh_turn(start, path, prompts, tokens)
+    return fresh_turn(start, path, prompts, setup.spans, setup.tokens)
 
 
 def _capped_row(name: str, turns: Turns, base: str) -> tuple[str, ...]:
-    of = turns.of[name]
+    spans = spans_of(turns, name)
     seconds = turns.values(name, step_s)
-    plan = of[0].value.steps.plan
+    plan = spans[0].steps.plan
     planned, share = "-", "-"
     if plan:
         planned = f"{streamed_bytes(plan) / 1e9:.2f}"
-        share = f"{ratio([limit_s(turn) for turn in of], seconds):.2f}"
+        share = of_limit(spans, [limit_s(span) for span in spans])
     return (
         name,
         f"{1 / median(seconds):.3g}",
         f"{median(seconds):.2f}",
         planned,
-        f"{median(turns.values(name, lambda m: m.steps.disk_bytes)) / 1e9:.2f}",
-        f"{median(turns.values(name, lambda m: m.disk_gb_per_s)):.2f}",
+        f"{measured_gb(turns, name):.2f}",
+        disk_rate(spans),
         share,
         f"{ratio(turns.values(base, step_s), seconds):.2f}",
         peak_gib(turns, name),
@@ -187,7 +194,7 @@ def quantised(setup: Setup) -> tuple[record.Result, Turns]:
     embedding *= setup.written_for.transformer.hidden_size
     sizes: dict[str, float] = {}
     with ExitStack() as stack:
-        actions: dict[str, Callable[[], Measured]] = {}
+        actions: dict[str, Callable[[], Steps]] = {}
         for storage in setup.storage:
             worker = stack.enter_context(setup.ours(storage))
             actions[f"ours {storage}"] = turn_of(worker, prompts, setup.tokens)
@@ -199,7 +206,7 @@ def quantised(setup: Setup) -> tuple[record.Result, Turns]:
             size = setup.gguf(ALIKE[storage]).stat().st_size
             sizes[name] = size - embedding * bits / 8
         turns = take_turns(actions, setup.rounds)
-    ours = {n: of[0].value.steps.plan for n, of in turns.of.items() if n not in sizes}
+    ours = {n: of[0].value.plan for n, of in turns.of.items() if n not in sizes}
     sizes |= {name: weight_bytes(plan) for name, plan in ours.items()}
     rows = [_quantised_row(name, turns, sizes[name], setup) for name in turns.of]
     result = record.Result(
@@ -228,7 +235,7 @@ def quantised(setup: Setup) -> tuple[record.Result, Turns]:
 
 def _quantised_row(name: str, turns: Turns, size: float, setup: Setup) -> tuple[str, ...]:
     seconds = turns.values(name, step_s)
-    shares = [size / turn.read_gb_per_s / 1e9 / turn.value.step_s for turn in turns.of[name]]
+    shares = [size / turn.read_gb_per_s / 1e9 / step_s(turn.value) for turn in turns.of[name]]
     peer = {f"{LLAMA} {theirs}": f"ours {storage}" for storage, theirs in ALIKE.items()}.get(name)
     beside = "-" if peer is None else f"{ratio(seconds, turns.values(peer, step_s)):.2f}"
     return (

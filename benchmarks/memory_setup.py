@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.disk import direct_read_gb_per_s
 from benchmarks.engine_memory import Steps
 from benchmarks.engines import model_slice, random_prompts
 from benchmarks.memory_cap import Cap
-from benchmarks.turns import Turn, Turns
+from benchmarks.memory_spans import WARM_UP, Measured, steps_of_turn
+from benchmarks.turns import Turns
 from benchmarks.workers import Worker
 from config.config import MagmaConfig
 from config.parsing import load_preset
@@ -24,9 +24,6 @@ from utils.model_folder_rows import Storage
 
 GIB = 1 << 30
 PROMPT_TOKENS = 24
-WARM_UP = 1
-"""Decode steps before those that are measured: the first one makes the plan."""
-
 ALL_PARTS = tuple(QUANTISABLE)
 STORAGE = {
     "float16": Storage(),
@@ -40,9 +37,6 @@ STORAGE = {
 
 ALIKE = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 """llama.cpp's names for storage of about as many bits."""
-
-DECODING = ("decoder", "lm_head")
-"""Phases that a decode step runs."""
 
 PEERS = {
     "accelerate": ("accelerate",),
@@ -62,7 +56,8 @@ class Setup:
         rounds: Turns of each engine.
         folder: For files of some gigabytes.
         threads: Of every engine.
-        tokens: Decode steps of a turn.
+        tokens: Decode steps in a row, those of a turn or of a span.
+        spans: Of a turn of a process of its own, see :mod:`benchmarks.memory_spans`.
         budgets: In GiB.
         batches: Sequences of a run.
         storage: Keys of STORAGE.
@@ -76,6 +71,7 @@ class Setup:
     folder: Path
     threads: int
     tokens: int = 1
+    spans: int = 1
     budgets: tuple[int, ...] = ()
     batches: tuple[int, ...] = ()
     storage: tuple[str, ...] = tuple(ALIKE)
@@ -99,7 +95,7 @@ class Setup:
             text_tokens: Positions beside a picture's; None for as many as a turn needs.
             batch: Sequences.
         """
-        needed = PROMPT_TOKENS + 1 + WARM_UP + self.tokens
+        needed = PROMPT_TOKENS + 1 + steps_of_turn(self.spans, self.tokens)
         return model_slice(self.preset, self.blocks, text_tokens or needed, 1, batch, encoder=False)
 
     def bench(self, part: str) -> str:
@@ -120,8 +116,8 @@ class Setup:
         """What ran."""
         return (
             f"{self.blocks} decoder blocks and the head at the widths of {self.preset}, random"
-            f" weights, {self.threads} threads; {self.tokens} decode steps a turn after {WARM_UP}"
-            f" that does not count; turns of each engine, which take them in turn: {self.rounds}."
+            f" weights, {self.threads} threads; turns of each engine, which take them in turn:"
+            f" {self.rounds}."
         )
 
     # -- files ------------------------------------------------------------------------------
@@ -219,76 +215,22 @@ class Setup:
         return Worker("benchmarks.engine_memory:LlamaSteps", *arguments, launcher=launcher)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One turn: its steps, and direct reads of the disk before and after it, if it reads."""
-
-    steps: Steps
-    disk_gb_per_s: float = math.inf
-
-    @property
-    def step_s(self) -> float:
-        """The median."""
-        return median(self.steps.step_s)
-
-
 def prompts_of(config: MagmaConfig, length: int = PROMPT_TOKENS) -> list[list[int]]:
     """The prompts of a turn."""
     return random_prompts(config, length)
 
 
-def fresh_turn(
-    start: Callable[[], Worker], path: Path, prompts: list[list[int]], tokens: int
-) -> Measured:
-    """A turn in a process of its own, framed by direct reads of its files."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    before = direct_read_gb_per_s(files)
-    with start() as worker:
-        steps = worker.call("steps", prompts, tokens, WARM_UP)
-    return Measured(steps, (before + direct_read_gb_per_s(files)) / 2)
-
-
-def turn_of(worker: Worker, prompts: list[list[int]], tokens: int) -> Callable[[], Measured]:
+def turn_of(worker: Worker, prompts: list[list[int]], tokens: int) -> Callable[[], Steps]:
     """A turn of a process that stays."""
-    return lambda: Measured(worker.call("steps", prompts, tokens, WARM_UP))
-
-
-# -- the limit ------------------------------------------------------------------------------
-
-
-def streamed_bytes(plan: Mapping) -> int:
-    """Bytes that a decode step must read from files."""
-    return sum(p["streamed_bytes"] for p in plan["phases"] if p["name"] in DECODING)
-
-
-def weight_bytes(plan: Mapping) -> int:
-    """Bytes of weights that a decode step uses, as they are stored."""
-    return sum(p["bytes"] for p in plan["phases"] if p["name"] in DECODING)
-
-
-def limit_s(turn: Turn, flops: float = 0.0) -> float:
-    """Seconds of a step at the rates of disk, memory and arithmetic around it: the longest of
-    what each of them takes.
-
-    Args:
-        turn: With a plan.
-        flops: Floating-point operations of a step.
-    """
-    plan, disk = turn.value.steps.plan, turn.value.disk_gb_per_s
-    gflops = (turn.before.matmul_gflops + turn.after.matmul_gflops) / 2
-    return max(
-        streamed_bytes(plan) / disk / 1e9,
-        weight_bytes(plan) / turn.read_gb_per_s / 1e9,
-        flops / gflops / 1e9,
-    )
+    return lambda: worker.call("steps", prompts, tokens, WARM_UP)
 
 
 # -- results --------------------------------------------------------------------------------
 
 
-def step_s(measured: Measured) -> float:
-    """Of a turn."""
-    return measured.step_s
+def step_s(turn: Steps | Measured) -> float:
+    """Seconds of a step, the median."""
+    return median(turn.step_s)
 
 
 def check_identical(turns: Turns, alike: Mapping[str, str]) -> None:
@@ -304,7 +246,7 @@ def check_identical(turns: Turns, alike: Mapping[str, str]) -> None:
     logits: dict[str, dict[str, str]] = {}
     for name, what in alike.items():
         for turn in turns.of[name]:
-            logits.setdefault(what, {}).setdefault(turn.value.steps.logits, name)
+            logits.setdefault(what, {}).setdefault(turn.value.logits, name)
     for what, names in logits.items():
         if len(names) > 1:
             raise RuntimeError(f"{what}: the logits differ between {' and '.join(names.values())}")
@@ -314,15 +256,20 @@ def samples(turns: Turns) -> dict[str, list[float]]:
     """Every measured value, by name."""
     found = turns.rate_samples()
     for name, of in turns.of.items():
-        found[f"{name}: step_s"] = [s for turn in of for s in turn.value.steps.step_s]
-        found[f"{name}: peak_bytes"] = [float(turn.value.steps.peak_anonymous) for turn in of]
-        found[f"{name}: disk_bytes"] = [turn.value.steps.disk_bytes for turn in of]
-        rates = [turn.value.disk_gb_per_s for turn in of]
-        if math.inf not in rates:
-            found[f"{name}: disk_gb_per_s"] = rates
+        found[f"{name}: step_s"] = [s for turn in of for s in turn.value.step_s]
+        found[f"{name}: peak_bytes"] = [float(turn.value.peak_anonymous) for turn in of]
+        found[f"{name}: disk_bytes"] = [turn.value.disk_bytes for turn in of]
+        frames = [
+            frame.disk_gb_per_s
+            for turn in of
+            if isinstance(turn.value, Measured)
+            for frame in (*(span.before for span in turn.value.spans), turn.value.spans[-1].after)
+        ]
+        if frames and math.inf not in frames:
+            found[f"{name}: disk_gb_per_s"] = frames
     return found
 
 
 def peak_gib(turns: Turns, name: str) -> str:
     """The most anonymous memory of an engine, as a cell."""
-    return f"{max(turns.values(name, lambda m: m.steps.peak_anonymous)) / GIB:.2f}"
+    return f"{max(turns.values(name, lambda turn: turn.peak_anonymous)) / GIB:.2f}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +14,20 @@ import pytest
 from benchmarks import (
     bench_memory,
     bench_start_up,
+    disk,
     machine,
     memory_parts,
     memory_setup,
+    memory_spans,
     plot_memory,
     turns,
 )
-from benchmarks.disk import PIECE_BYTES, RUN_PIECES, _sample, direct_read_gb_per_s
+from benchmarks.disk import PIECE_BYTES, read_gb_per_s
 from benchmarks.engine_memory import Steps
 from benchmarks.memory import drop_from_page_cache
 from benchmarks.memory_cap import memory_cap
-from benchmarks.memory_setup import Measured, Setup
+from benchmarks.memory_setup import Setup
+from benchmarks.memory_spans import Frame, Measured, Span
 from benchmarks.turns import Turn, Turns
 from benchmarks.workers import Worker
 from utils.tokenizer import load_tokenizer
@@ -31,23 +37,72 @@ PLAN = {
         {"name": "image_prefix", "bytes": 10**9, "streamed_bytes": 10**9},
         {"name": "decoder", "bytes": 8 * 10**9, "streamed_bytes": 3 * 10**9},
         {"name": "lm_head", "bytes": 2 * 10**9, "streamed_bytes": 10**9},
-    ]
+    ],
+    "stored": [
+        {"name": "image_prefix", "bytes": 10**9, "resident_bytes": 0},
+        {"name": "decoder", "bytes": 12 * 10**9, "resident_bytes": 4 * 10**9},
+    ],
 }
 RATES = machine.Rates(20.0, 100.0)
 
 
-def steps(logits: str = "", plan: dict | None = None) -> Measured:
-    return Measured(Steps([1.0], 0, 0.0, logits, plan or {}), 2.0)
+def steps(logits: str = "", plan: dict | None = None) -> Steps:
+    return Steps([1.0], 0, 0.0, logits, plan or {})
+
+
+def span(before: float, after: float, seconds: float = 1.0) -> Span:
+    taken = Steps([seconds], 0, 0.0, "", PLAN)
+    return Span(taken, Frame(before, RATES), Frame(after, RATES))
 
 
 @pytest.mark.parametrize(
-    ("disk", "flops", "limit"), [(2.0, 0.0, 2.0), (16.0, 0.0, 0.5), (16.0, 3e11, 3.0)]
+    ("rate", "flops", "filled", "limit"),
+    [
+        (2.0, 0.0, 0.0, 2.0),
+        (2.0, 0.0, 0.5, 4.0),
+        (16.0, 0.0, 0.0, 0.5),
+        (16.0, 0.0, 0.5, 0.8),
+        (16.0, 3e11, 0.5, 3.0),
+    ],
 )
 def test_the_limit_is_what_the_slowest_of_disk_memory_and_arithmetic_allows(
-    disk: float, flops: float, limit: float
+    rate: float, flops: float, filled: float, limit: float
 ):
-    turn = Turn(Measured(steps(plan=PLAN).steps, disk), RATES, RATES)
-    assert memory_setup.limit_s(turn, flops) == limit
+    assert memory_spans.limit_s(span(0.75 * rate, 1.25 * rate), flops, filled) == limit
+
+
+def test_steps_count_where_the_disk_was_steady():
+    taken = Measured([span(1.0, 1.1, 5.0), span(1.1, 2.5, 9.0), span(2.5, 2.4, 2.0)])
+    assert taken.step_s == [5.0, 2.0]
+    assert Measured(taken.spans[1:2]).step_s == [9.0]
+
+
+def test_a_turn_goes_on_until_enough_spans_are_steady(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rates = iter([1.0, 2.0, 2.1, 2.0, 9.0])
+    monkeypatch.setattr(memory_spans, "direct_read_gb_per_s", lambda _: next(rates))
+    monkeypatch.setattr(memory_spans.machine, "measure_rates", lambda _: RATES)
+    start = partial(Worker, "tests.test_memory_benchmark:Counting")
+    taken = memory_spans.fresh_turn(start, tmp_path, [[1, 2]], spans=2, tokens=3)
+    assert [s.steady for s in taken.spans] == [False, True, True]
+    assert [s.steps.step_s for s in taken.spans] == [[2, 3, 4], [6, 7, 8], [10, 11, 12]]
+    assert memory_spans.steps_of_turn(2, 3) == 17
+    assert taken.step_s == [6, 7, 8, 10, 11, 12]
+
+
+class Counting:
+    """Numbers its steps, the first of which follows the prompt, in place of their seconds."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def steps(self, prompts: object, tokens: int, warm_up: int) -> Steps:
+        """See :class:`benchmarks.engine_memory.Engine`."""
+        assert (prompts is None) == (self._number > 0)
+        self._number += warm_up + tokens
+        numbers = range(self._number - tokens, self._number)
+        return Steps([float(number) for number in numbers], 0, 0.0, plan=PLAN)
 
 
 def test_logits_that_differ_are_named():
@@ -61,15 +116,22 @@ def test_direct_reads_have_a_rate(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(bytes(PIECE_BYTES + 5000))
     drop_from_page_cache(path)
-    assert direct_read_gb_per_s([path, path]) > 0
+    assert read_gb_per_s([path, path], os.O_DIRECT, lead_s=0.01, span_s=0.1) > 0
 
 
-def test_a_sample_of_large_files_is_spread_over_them():
-    pieces = [(0, at) for at in range(10 * RUN_PIECES)]
-    assert _sample(pieces[:40], 99) == pieces[:40]
-    assert _sample(pieces, 1) == pieces[:1]
-    starts = [at for _, at in _sample(pieces, 2 * RUN_PIECES)[::RUN_PIECES]]
-    assert starts == [0, 5 * RUN_PIECES]
+def test_what_is_read_before_a_test_of_the_disk_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, seconds = tmp_path / "file", 0.001
+    path.write_bytes(b"1")
+
+    def read(*_: object) -> int:
+        time.sleep(seconds)
+        return PIECE_BYTES
+
+    monkeypatch.setattr(disk.os, "preadv", read)
+    most = disk.IN_FLIGHT * PIECE_BYTES / seconds / 1e9
+    assert 0 < read_gb_per_s([path], lead_s=0.3, span_s=0.1) <= 1.05 * most
 
 
 def test_budgets_stop_at_the_first_that_keeps_everything(tmp_path: Path):
@@ -135,6 +197,7 @@ def test_a_made_up_tokenizer_is_one(tmp_path: Path):
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     monkeypatch.setattr(turns.machine, "measure_rates", lambda repeats: RATES)
+    monkeypatch.setattr(memory_spans, "direct_read_gb_per_s", lambda files: 2.0)
     return Setup(
         "tiny", 2, 1, tmp_path, 1, tokens=2, budgets=(1,), batches=(1, 2), storage=("float16",)
     )
