@@ -25,7 +25,6 @@ POPXL_SIMD void dot8_vectors(const Rows8& p, const float* x, const int8_t* w, Ve
 template <int R, int C>
 POPXL_SIMD void dot8_block(const Rows8& p, const float* x, const int8_t* w, int64_t length,
                            bool first, float* sums) {
-  static_assert(C * LANES <= 64, "a prefetch brings 64 bytes");
   Vector sum[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -38,7 +37,8 @@ POPXL_SIMD void dot8_block(const Rows8& p, const float* x, const int8_t* w, int6
     for (int64_t c = 0, j = 0; c < C; ++c) {
       const int8_t* ahead = next + c * p.codes_row;
       for (const int64_t end = least(length, j + part); j < end; j += LANES, ahead += C * LANES) {
-        __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 8
+        for (int line = 0; line < C * LANES; line += 64) __builtin_prefetch(ahead + line, 0, 2);
         dot8_vectors<R, C>(p, x + j, w + j, sum);
       }
     }
@@ -57,7 +57,7 @@ POPXL_SIMD void dot8_block(const Rows8& p, const float* x, const int8_t* w, int6
 
 template <int R>
 POPXL_ENTRY void dot8_rows(const Rows8& p, int64_t row, int64_t column, int64_t end) {
-  constexpr int C = R <= 2 ? 4 : LANES == 16 ? 4 : 2;
+  constexpr int C = R <= 2 ? LANES / 2 : LANES / 4;
   alignas(64) float sums[R * PIECE * LANES];
   const float* x = p.x + row * p.x_row;
   const int8_t* w = p.codes + column * p.codes_row;
