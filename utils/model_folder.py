@@ -9,9 +9,9 @@ tokenizer. The files stand in the order of execution, one for each decoder block
   and each tensor at one of 64; tensors named ``__padding__`` fill the gaps, which the format
   forbids.
 
-The index has the SHA-256 of every tensor. A folder is complete or absent: it is written under
-another name, beside which a journal keeps what is finished, so that a conversion can go on after
-any end.
+The index has the SHA-256 of every tensor and of the other files. A folder is complete or absent:
+it is written under another name, beside which a journal keeps what is finished, so that a
+conversion can go on after any end.
 """
 
 from __future__ import annotations
@@ -47,15 +47,17 @@ def verify_model_folder(folder: str | os.PathLike[str], progress: bool = False) 
         The number of tensors.
 
     Raises:
-        UserError: the first that is wrong: a file that is missing or of another size, a tensor
-            whose numbers are not those that were written, or a folder without checksums.
+        UserError: the first that is wrong: a file that is missing, of another size or not what was
+            written, a tensor whose numbers are not, or a folder without checksums.
     """
     folder = Path(folder)
-    checksums = _read_json(folder / INDEX_FILE).get("sha256")
     tensors = open_tensors(folder)
+    index = _read_json(folder / INDEX_FILE)
+    checksums = index.get("sha256")
     if not isinstance(checksums, dict) or set(checksums) != set(tensors):
         raise UserError(f"{folder / INDEX_FILE}: has no checksums, or not of all tensors")
     folder_config(folder)
+    _verify_files(folder, index.get("files_sha256", {}))
     arrays = {name: tensor.stored() for name, tensor in tensors.items()}
     with byte_progress(sum(a.nbytes for a in arrays.values()), progress, "verifying") as advance:
         for name, array in arrays.items():
@@ -66,6 +68,30 @@ def verify_model_folder(folder: str | os.PathLike[str], progress: bool = False) 
                     f"expected {checksums[name]}; convert the checkpoint again"
                 )
     return len(arrays)
+
+
+def _verify_files(folder: Path, checksums: Any) -> None:
+    """Compares configuration and tokenizer; folders of before say nothing of them."""
+    if not isinstance(checksums, dict) or not all(Path(n).name == n for n in checksums):
+        raise UserError(f"{folder / INDEX_FILE}: the checksums of files are damaged")
+    for name, expected in checksums.items():
+        try:
+            found = file_sha256(folder / name)
+        except OSError as error:
+            raise UserError(
+                f"{folder / name}: cannot read the file: {error.strerror}; convert the checkpoint "
+                "again"
+            ) from error
+        if found != expected:
+            raise UserError(
+                f"{folder / name}: is not what was written: its SHA-256 is {found}, expected "
+                f"{expected}; convert the checkpoint again"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def is_model_folder(path: Path) -> bool:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from config.config import MagmaConfig
 from utils.checkpoint import Checkpoint
-from utils.checkpoint_files import CONVERSION_FILE
+from utils.checkpoint_files import CONVERSION_FILE, open_tensors
 from utils.errors import UserError
 from utils.files import atomic_file
-from utils.model_folder import CONFIG_FILE, FORMAT, INDEX_FILE, is_model_folder
+from utils.model_folder import CONFIG_FILE, FORMAT, INDEX_FILE, file_sha256, is_model_folder
 from utils.model_folder_rows import PADDING, SLAB_ALIGNMENT, Row, Storage, folder_files
 from utils.progress import Advance, byte_progress
 from utils.safetensors_header import SAFETENSORS_NAMES, safetensors_header
@@ -102,9 +102,11 @@ class _Conversion:
                 f"{self.folder}: holds an unfinished conversion of another checkpoint, or with "
                 "other options; remove it, or finish it with those"
             )
-        self.finished = {
-            name: sums for name, sums in finished.items() if (self.folder / name).is_file()
-        }
+        for name, sums in finished.items():
+            # A file that was cut short or lost since is written again.
+            with suppress(UserError):
+                if open_tensors(self.folder / name).keys() >= sums.keys():
+                    self.finished[name] = sums
 
     def save(self) -> None:
         """Writes the journal, whole or not at all."""
@@ -231,6 +233,11 @@ def _write_metadata(
         "metadata": {"total_size": sum(row.size_bytes for row, _ in rows)},
         "weight_map": {row.name: file for row, file in rows},
         "sha256": {row.name: conversion.finished[file][row.name] for row, file in rows},
+        "files_sha256": {
+            name: file_sha256(folder / name)
+            for name in (CONFIG_FILE, *TOKENIZER_FILES)
+            if (folder / name).is_file()
+        },
     }
     with atomic_file(folder / INDEX_FILE) as file:
         file.write(json.dumps(index, indent=1).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from utils.model_folder import (
 )
 from utils.model_folder_rows import Storage
 from utils.model_folder_writer import write_model_folder
+from utils.tokenizer import SMALL_TOKENIZER, VOCAB_FILES
 
 SHARD = "model-00003-of-00005.safetensors"
 
@@ -50,6 +52,39 @@ def test_a_flipped_bit_is_found_and_its_tensor_named(folder: Path) -> None:
     (folder / SHARD).write_bytes(data)
     with pytest.raises(UserError, match=rf"{SHARD}: the tensor lm\.transformer\.h\.0\..* damaged"):
         verify_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, "vocab.json", "merges.txt"])
+def test_every_other_file_is_compared_too(folder: Path, name: str) -> None:
+    """Of a folder with a tokenizer, converted again from one without."""
+    for file in VOCAB_FILES:
+        shutil.copy(SMALL_TOKENIZER / file, folder)
+    again = folder.with_name("again")
+    checkpoint = open_checkpoint(folder, small_config())
+    write_model_folder(checkpoint, small_config(), again, Storage("float32"))
+    verify_model_folder(again)
+    content = (again / name).read_bytes()
+    (again / name).write_bytes(content + b"\n")
+    with pytest.raises(UserError, match=f"{name}: is not what was written"):
+        verify_model_folder(again)
+    (again / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: cannot read the file"):
+        verify_model_folder(again)
+
+
+@pytest.mark.parametrize("damaged", [[], {"../x": "0"}, None])
+def test_damaged_checksums_of_files_are_named(folder: Path, damaged: object) -> None:
+    index = json.loads((folder / INDEX_FILE).read_text())
+    (folder / INDEX_FILE).write_text(json.dumps(index | {"files_sha256": damaged}))
+    with pytest.raises(UserError, match="checksums of files are damaged"):
+        verify_model_folder(folder)
+
+
+def test_a_folder_without_checksums_of_files_is_one_of_before(folder: Path) -> None:
+    index = json.loads((folder / INDEX_FILE).read_text())
+    del index["files_sha256"]
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    verify_model_folder(folder)
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:

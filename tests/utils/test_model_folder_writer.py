@@ -169,6 +169,16 @@ def test_an_ended_conversion_goes_on(
     assert not partial.exists()
 
 
+def test_a_finished_file_that_was_cut_short_is_written_again(
+    tmp_path: Path, unfinished: tuple[Checkpoint, MagmaConfig]
+) -> None:
+    cut, lost = sorted((tmp_path / "folder.partial").glob("*.safetensors"))[:2]
+    os.truncate(cut, cut.stat().st_size // 2)
+    lost.unlink()
+    write_model_folder(*unfinished, tmp_path / "folder", Storage())
+    verify_model_folder(tmp_path / "folder")
+
+
 def test_killed_anywhere_it_is_never_taken_for_whole(tmp_path: Path) -> None:
     """A process that converts slowly is killed at three moments, then allowed to finish."""
     config = small_config()
