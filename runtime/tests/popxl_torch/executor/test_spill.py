@@ -15,6 +15,7 @@ import numpy as np
 import popart
 import popxl
 import pytest
+import torch
 from popxl import ops
 from popxl_torch.executor import placement
 from popxl_torch.executor.spill import Spill, _runs
@@ -380,3 +381,18 @@ def test_the_pieces_of_a_window_are_all_that_it_covers(seed: int):
     starts, length = _runs(shape, window)
     numbers = np.arange(np.prod(shape)).reshape(shape)[tuple(slice(*cut) for cut in window)]
     np.testing.assert_array_equal(np.add.outer(starts, np.arange(length)).ravel(), numbers.ravel())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.gpu
+@pytest.mark.parametrize("seen", [6, SLOTS])
+def test_entries_beside_a_gpu_give_the_same_bits(tmp_path: Path, seen: int):
+    options = {"device": "cuda", "seen": seen, "memory_plan": tmp_path / "plan.json"}
+    with opened(**options) as model:
+        expected = [model.run(slot) for slot in [*range(40)] * 2]
+        whole = json.loads((tmp_path / "plan.json").read_text())
+    budget = whole["peak_bytes"] - LAYER // 2
+    with opened(device_memory=budget, **options) as model:
+        for slot, wanted in zip([*range(40)] * 2, expected, strict=True):
+            np.testing.assert_array_equal(model.run(slot), wanted)
+        assert model.off()
