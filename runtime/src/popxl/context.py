@@ -132,7 +132,12 @@ class Context:
             get_source_location(2),
         )
 
-    def _op_created(self, op: Op, graph: Graph) -> None:
+    def _op_created(self, op: _ir.Op) -> None:
+        """What follows an op; programs that add ops of their own call it."""
+        graph = op._record.graph
+        self._follow(op._record, graph.program.frontend._graph(graph))
+
+    def _follow(self, op: Op, graph: Graph) -> None:
         """Order a new op after the previous ones of its graph and run the hooks for it."""
         if self._in_sequence is not None:
             self._order(op)

@@ -71,7 +71,7 @@ def _create_op(
         raise ValueError(f"{kind}: {len(specs)} outputs but {len(names)} names")
     unique = ids or (graph._create_tensor_id(name) for name in names)
     op = _ir.append_op(graph._record, kind, values, specs, unique, settings, attrs, graphs)
-    ctx._op_created(op, graph)
+    ctx._follow(op, graph)
     return [Tensor._from_value(value) for value in op.outputs]
 
 
