@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,10 @@ from utils.stopping import FinishReason, TextStream
 
 if TYPE_CHECKING:
     from transformers import GPT2Tokenizer
+
+
+ANSWER_BYTES, TOKEN_BYTES, ALTERNATIVE_BYTES = 512, 160, 200
+"""What an answer, a token of it and an alternative to one take, texts included; as measured."""
 
 
 class Alternative(NamedTuple):
@@ -98,7 +103,12 @@ class Stream(Iterator[Piece]):
         options: Resolved,
         tokenizer: GPT2Tokenizer,
     ) -> None:
-        """See :meth:`execution.magma.Magma.stream`."""
+        """See :meth:`execution.magma.Magma.stream`.
+
+        Raises:
+            UserError: the answers could take more memory than there is.
+        """
+        check_memory(len(prepared.prompts) * options.samples, options, len(tokenizer))
         self._sessions, self._prepared = sessions, prepared
         self._options, self._tokenizer = options, tokenizer
         self._answers = [
@@ -181,3 +191,26 @@ class Stream(Iterator[Piece]):
             ]
         )
         answer.kept_logits = result.kept_logits
+
+
+def check_memory(answers: int, options: Resolved, vocabulary: int) -> None:
+    """Checks that the machine has the memory for answers of the greatest length.
+
+    Args:
+        answers: how many.
+        options: their length, and what is noted of each token.
+        vocabulary: numbers of a token's logits.
+
+    Raises:
+        UserError: it has not.
+    """
+    details, tokens = options.details, options.stopping.max_new_tokens
+    each = TOKEN_BYTES + ALTERNATIVE_BYTES * min(details.alternatives, vocabulary)
+    each += 4 * vocabulary * details.keep_logits
+    needed = answers * (ANSWER_BYTES + tokens * each)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"{answers:,} answers of up to {tokens} tokens with what is kept of them take "
+            f"{needed >> 20:,} MiB, this machine has {there >> 20:,}; ask for fewer at a time"
+        )

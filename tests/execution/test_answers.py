@@ -151,6 +151,28 @@ def test_a_stream_that_lost_its_session_says_so():
         list(stream)
 
 
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 23), ({"max_new_tokens": 1}, 128), ({"top_log_probs": 5}, 3),
+        ({"output_logits": True}, 1), ({"top_log_probs": 10**9, "max_new_tokens": 1}, 0),
+    ],
+)  # fmt: skip
+def test_more_answers_than_memory_holds_are_refused_before_work(monkeypatch, options, most):
+    memory = {"SC_PHYS_PAGES": 21, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", memory.__getitem__)
+    prepared = Prepared([[1]], [], {})
+
+    def begun(samples: int) -> Stream:
+        settled = resolve({"num_return_sequences": samples} | options, TOKENIZER, seed=0)
+        return Stream(Rooms(None, 1), prepared, settled, TOKENIZER)
+
+    if most:
+        assert len(begun(most).answers) == most
+    with pytest.raises(UserError, match=f"^{most + 1} answers of up to .* ask for fewer"):
+        begun(most + 1)
+
+
 def test_logits_that_were_not_kept_are_named():
     with pytest.raises(UserError, match="output_logits=True"):
         _ = Answer(0).logits
