@@ -272,10 +272,12 @@ def _matmul_with(
     site: Site, known: Sequence[torch.Tensor | None]
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """:func:`matmul` by a matrix of floats that is known."""
-    (x, w), (lhs, rhs) = known, site.ins
+    (x, w), (lhs, rhs) = known[:2], site.ins[:2]
     assert lhs is not None
     assert rhs is not None
     if x is not None or w is None or any((*site.varying_ins, *site.varying_outs)):
+        return None
+    if lhs.dtype in FLOAT8:
         return None
     floats = w.is_floating_point() and lhs.dtype == rhs.dtype
     return matmul_product_with(site, w) if floats and len(lhs.shape) > 1 and w.dim() == 2 else None
