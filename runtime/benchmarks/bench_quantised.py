@@ -16,7 +16,7 @@ from popxl_torch.kernels.quantised import GROUP, QuantisedTensor
 from benchmarks import machine, record, table
 from runtime.benchmarks.setting import native_name, setting
 
-ROWS = (1, 2, 4, 6, 12, 24, 168)
+ROWS = (1, 2, 4, 6, 12, 24, 64, 168)
 WEIGHTS = ((16384, 4096), (4096, 16384))
 COPIES = 4
 STORAGES = ("float16", "int8", "int4")

@@ -27,9 +27,11 @@ from popxl_torch.kernels.native.quantised import dot, widened
 GROUP = 32
 """Elements that share a scale in int4."""
 
-DOT_ROWS = 24
-"""Rows of x up to which sums along the rows of codes are taken; above, codes are widened in
-tiles. ``runtime/benchmarks/bench_quantised.py`` measures both."""
+DOT_ROWS = {"int8": 48, "int4": 64}
+"""Rows of x up to which sums along the rows of codes are taken; above, codes are widened in tiles.
+Sums of int8 take half the time of tiles at 32 rows; with AVX2 they take as much at 64. Those of
+int4 are at least twice as fast at any number, but they round x: many rows are prompts, which are
+read once. ``runtime/benchmarks/bench_quantised.py`` measures what is used."""
 
 TILE_ROWS = 2048
 """Rows of codes that are widened at once: each time the product streams all of x."""
@@ -237,10 +239,11 @@ def product_with(w: QuantisedTensor, multiply: Product) -> Callable[[torch.Tenso
     if scales is None:
         brain = codes.view(torch.bfloat16).t()
         return lambda x: multiply(x, brain)
+    most = DOT_ROWS[w.format]
 
     def run(x: torch.Tensor) -> torch.Tensor:
         library = native() if x.device.type == "cpu" else None
-        if library is not None and x.shape[0] <= DOT_ROWS:
+        if library is not None and x.shape[0] <= most:
             x = x.float()
             x = x if x.stride(1) == 1 else x.contiguous()
             return dot(library, x, codes, scales)

@@ -221,7 +221,7 @@ def test_widened_codes_are_the_numbers_as_float16(
 
 @pytest.mark.parametrize("with_library", [False, pytest.param(True, marks=needs_library)])
 @pytest.mark.parametrize("format", STORED)
-@pytest.mark.parametrize("m", [1, 3, 6, 25])
+@pytest.mark.parametrize("m", [1, 3, 6, 25, 65])
 def test_products_of_whole_matrices_and_shards(
     rng: Generator, monkeypatch: pytest.MonkeyPatch, format: str, m: int, with_library: bool
 ) -> None:
@@ -233,7 +233,7 @@ def test_products_of_whole_matrices_and_shards(
         matrix = host_matrix(rng, format, 64, 128, cut, 4)
         ours, expected = tensor(matrix), x.double() @ torch.from_numpy(matrix.numbers).t()
         limit = HALF * expected.abs().max()
-        if format == "int4" and with_library and m <= DOT_ROWS:
+        if format == "int4" and with_library and m <= DOT_ROWS[format]:
             limit = ROUNDED_X * expected.std() * 4
         if format == "bfloat16":
             limit = BRAIN * expected.abs().max()
