@@ -29,7 +29,7 @@ POPXL_SIMD void dot_block(const Problem& p, const float* x, const uint16_t* w, c
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       wide[c] = load_wide<Type>(w + c * p.w_row + j);
-      __builtin_prefetch(next + c * p.w_row + j, 0, 2);  // into the second-level cache
+      prefetch<R>(next + c * p.w_row + j);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {

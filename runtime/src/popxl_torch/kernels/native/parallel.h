@@ -1,4 +1,4 @@
-// Tasks for several threads, and the small arithmetic of sizes that goes with them.
+// Tasks for several threads, and the small arithmetic of sizes that goes with them; prefetches.
 //
 // Threads are torch's own. A second pool beside it would fight for the cores: OpenMP's workers keep
 // spinning for about a millisecond after each of torch's loops, which is as long as a product here
@@ -30,6 +30,14 @@ struct Team {
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+
+// Asks for a line of a matrix that R rows are multiplied with. One or two use it once: it need not
+// take the place of other things in the larger caches. Some processors then keep it in the first one
+// only, so not much may come between.
+template <int R>
+__attribute__((always_inline)) inline void prefetch(const void* p) {
+  __builtin_prefetch(p, 0, R <= 2 ? 0 : 2);
+}
 
 constexpr int64_t MOST_WORKERS = 64;
 

@@ -116,7 +116,7 @@ POPXL_SIMD void dot4_groups(const Rows4& p, const int8_t* x, const float* x_scal
     const bool all = WHOLE || left >= QUARTER;
     const Bytes codes = all ? load_bytes(at) : load_some_bytes(at, left * (GROUP / 2));
     const Bytes low = low_halves(codes), high = high_halves(codes);
-    if (quarter * QUARTER_BYTES % 64 == 0) __builtin_prefetch(at + ahead, 0, 2);
+    if (quarter * QUARTER_BYTES % 64 == 0) prefetch<R>(at + ahead);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int8_t* from = x + r * p.x_groups * GROUP + 2 * quarter * QUARTER_BYTES;
@@ -128,8 +128,8 @@ POPXL_SIMD void dot4_groups(const Rows4& p, const int8_t* x, const float* x_scal
   for (int r = 0; r < R; ++r) sum[r] = add(sum[r], part[r]);
 }
 
-// R rows of x with a row of w. What is `ahead` bytes further, the same columns of a later row, comes
-// into the second-level cache meanwhile.
+// R rows of x with a row of w. What is `ahead` bytes further, the same columns of a later row, is
+// asked for meanwhile.
 template <int R>
 POPXL_SIMD void dot4_row(const Rows4& p, int64_t row, int64_t column, int64_t ahead) {
   const int64_t groups = p.k / GROUP, whole = groups - groups % BLOCK;
