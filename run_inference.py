@@ -194,7 +194,6 @@ def _run(argv: Sequence[str]) -> None:
         device_memory=check_budget(options.device_memory), weights=options.weights
     )
     if options.plan_only is not None:
-        engine.check()
         print(planned_memory(config, options.scheme, engine, planned_weights(config, options)))
         return
     for path in (options.dump_logits, options.dump_tokens):

@@ -178,6 +178,21 @@ def test_weights_that_are_gone_are_one_line(tmp_path: Path):
         magma.generate(None, "A")
 
 
+@pytest.mark.parametrize("weights", ["mapped", "read"])
+def test_a_file_that_is_cut_between_tokens_is_one_line_and_the_text_is_kept(
+    tmp_path: Path, weights: str
+):
+    folder = _folder(tmp_path, "float16")
+    with Magma.from_pretrained(folder, weights=weights, max_batch=1) as magma:
+        stream = magma.stream(None, "A", min_new_tokens=6, max_new_tokens=6, temperature=0)
+        first = str(next(stream))
+        for path in folder.glob("*.safetensors"):
+            os.truncate(path, 4096)
+        with pytest.raises(UserError, match=r"safetensors: .* the file has become shorter: 4,096"):
+            list(stream)
+    assert stream.answers[0].text.startswith(first)
+
+
 def test_a_disk_that_fails_is_one_line_and_the_model_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,6 +11,7 @@ import numpy as np
 
 from popxl_torch.backends import make_backend
 from popxl_torch.executor.chooser import Chooser
+from popxl_torch.executor.file_ranges import MappedFiles
 from popxl_torch.executor.host_streams import HostStreams
 from popxl_torch.executor.interpreter import Interpreter
 from popxl_torch.executor.memory import Memory
@@ -54,6 +55,7 @@ class Engine:
         self._ways: dict[tuple[str, Path | None], Way] = {}
         self._plans: dict[Any, tuple[BoundPlan, Varying]] = {}
         self._placed = False
+        self._files = MappedFiles()
         self._placer = Placer(self.planner, remote, settings, device)
         self._records = settings.cuda_graphs and not self.backend.shares_host
         self._interpreter: Interpreter | None = None
@@ -78,9 +80,11 @@ class Engine:
         self.varying = varying_sources(self.variables)
         changed = False
         layouts = {}
+        self._files = MappedFiles()
         for value in self.variables:
             data = value.data
             layout = to_device_layout(data, value.spec)
+            self._files.add(layout)
             if data.buffer is not None:
                 layouts[data.buffer, data.entry] = layout
                 tensor = self.backend.remote_view(layout, data.buffer.spec)
@@ -125,6 +129,7 @@ class Engine:
         """Let go of the variables' tensors. Remote buffers and host values stay."""
         self.memory.states.clear()
         self.uploaded.clear()
+        self._files = MappedFiles()
         if not self.backend.shares_host:
             self._unbind()  # plans hold what is there of the weights
         self._placer.release()
@@ -154,7 +159,12 @@ class Engine:
         self, inputs: Mapping[Stream, np.ndarray], outputs: Mapping[Stream, np.ndarray]
     ) -> None:
         """One execution of the main graph. Arrays have the shapes of ``host_streams``; outputs
-        are filled in place."""
+        are filled in place.
+
+        Raises:
+            OSError: a file that is mapped has become shorter.
+        """
+        self._files.check_sizes()
         self.trace.start()
         self.memory.streams.start(inputs, outputs)
         try:

@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
-from popxl_torch.executor.file_ranges import FileRange
+from popxl_torch.executor.file_ranges import FileRange, too_short
 
 ALIGNMENT = 4096
 """Of places in files, of memory and of lengths, where reads go past the page cache."""
@@ -147,7 +146,7 @@ class _File:
         """OSError if there are fewer bytes."""
         found = os.fstat(self._cached).st_size
         if found < size:
-            self._too_short(found, size)
+            raise too_short(self.path, found, size)
 
     def read(self, start: int, end: int, memory: memoryview) -> None:
         """Fill memory with [start, end); see :meth:`FileReader.read`."""
@@ -155,7 +154,7 @@ class _File:
         while done < end:
             count = self._read_some(done, end, memory[done - start :])
             if count == 0:
-                self._too_short(done, end)
+                raise too_short(self.path, done, end)
             done += count
 
     def _read_some(self, start: int, end: int, memory: memoryview) -> int:
@@ -184,10 +183,6 @@ class _File:
 
     def _named(self, error: OSError) -> OSError:
         return OSError(error.errno, error.strerror, str(self.path))
-
-    def _too_short(self, found: int, wanted: int) -> NoReturn:
-        what = f"the file has become shorter: {found:,} bytes where {wanted:,} are needed"
-        raise OSError(errno.EIO, what, str(self.path))
 
 
 def _close(files: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,6 +46,20 @@ def test_offsets_of_maps_count(path: Path):
     files = MappedFiles()
     files.add(array)
     assert files.find(np.asarray(array)) == FileRange(path, 5002, 5202)
+
+
+def test_a_file_that_has_become_shorter_is_named(path: Path):
+    files = MappedFiles()
+    files.add(np.memmap(path, np.uint8, "r", offset=1000, shape=5000))
+    for size, good in ((6000, True), (5999, False), (0, False)):
+        os.truncate(path, size)
+        if good:
+            files.check_sizes()
+        else:
+            with pytest.raises(OSError, match=rf"shorter: {size:,} bytes where 6,000.*weights"):
+                files.check_sizes()
+    path.unlink()
+    MappedFiles().check_sizes()
 
 
 def test_codes_and_scales_of_a_storage_are_found(path: Path, tmp_path: Path):
