@@ -90,11 +90,12 @@ def test_a_product_with_a_matrix_that_is_known(outer: tuple[int, ...], dtype: st
     assert entry.prepare(apart, (None, w)) is None
 
 
-def test_a_product_of_float8_is_left_alone() -> None:
+def test_a_product_of_float8_and_its_scale_is_left_alone() -> None:
     entry = kernel_entry("MatMul")
     assert entry.prepare is not None
-    site = _site("MatMul", [((M, K), "float8_143"), ((K, N), "float8_143")], [False] * 2, (M, N))
-    assert entry.prepare(site, (None, torch.zeros(K, N, dtype=torch.uint8))) is None
+    ins = [((M, K), "float8_143"), ((K, N), "float8_143"), ((), "int32")]
+    site = _site("MatMul", ins, [False] * 3, (M, N))
+    assert entry.prepare(site, (None, torch.zeros(K, N, dtype=torch.uint8), None)) is None
 
 
 @pytest.mark.parametrize("zero_oor", [False, True])
