@@ -126,10 +126,15 @@ def _rows(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], storage: St
 
 
 def planned_tensors(config: MagmaConfig, storage: Storage) -> dict[str, Array]:
-    """Stand-ins for the tensors of a folder: their shapes and storage, zeros without memory."""
+    """Stand-ins for the tensors of a folder: their shapes and storage, zeros without memory.
+
+    Nobody can write to them, so engines keep them as they are.
+    """
 
     def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        return np.broadcast_to(np.zeros((), dtype), shape)
+        zero = np.zeros((), dtype)
+        zero.flags.writeable = False
+        return np.broadcast_to(zero, shape)
 
     tensors: dict[str, Array] = {}
     for name, entry in folder_tensors(config).items():

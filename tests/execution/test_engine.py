@@ -21,7 +21,7 @@ from tests.small_sessions import SIZES
 from utils.checkpoint import open_checkpoint
 from utils.checkpoint_writer import write_random_checkpoint
 from utils.errors import UserError
-from utils.model_folder_rows import Storage
+from utils.model_folder_rows import Storage, planned_tensors
 from utils.model_folder_writer import write_model_folder
 
 
@@ -239,6 +239,13 @@ def test_a_plan_counts_weights_as_a_folder_stores_them(
 
 def _said(storages: dict[str, int]) -> str:
     return ", ".join(f"{name} {human(size)}" for name, size in storages.items())
+
+
+def test_nobody_can_write_to_stand_ins_so_that_engines_copy_none():
+    for array in planned_tensors(small_config(), Storage("float16")).values():
+        while isinstance(array, np.ndarray):
+            assert not array.flags.writeable
+            array = array.base
 
 
 def test_a_plan_for_a_folder_that_is_to_be_made(capsys: pytest.CaptureFixture[str]):
