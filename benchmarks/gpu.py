@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import statistics
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -500,3 +501,7 @@ def _result(name: str, part: Part, setup: Setup, command: str, gpu: str) -> reco
         ),
         command=command,
     )
+
+
+if __name__ == "__main__":
+    sys.exit("no program; see benchmarks.bench_generation and bench_memory with --device cuda")
