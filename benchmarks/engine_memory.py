@@ -144,6 +144,18 @@ class Limited(Ours):
         self._newest = logits.argmax(-1)
 
 
+class Resident(Stepping):
+    """transformers' GPT-J in float16, in memory."""
+
+    def __init__(self, config: MagmaConfig, threads: int) -> None:
+        """Makes the weights."""
+        from benchmarks.engine_transformers import Greedy, random_gptj
+
+        torch.set_num_threads(threads)
+        greedy = Greedy(random_gptj(config, torch.float16))
+        super().__init__(greedy.start, partial(greedy.more, 1))
+
+
 class Offloaded(Stepping):
     """transformers' GPT-J in bfloat16 with all weights on disk, by accelerate's disk_offload."""
 

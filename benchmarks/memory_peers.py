@@ -10,6 +10,7 @@ from statistics import median
 
 from benchmarks import record
 from benchmarks.engine_memory import Steps
+from benchmarks.engines import step_bytes
 from benchmarks.memory import drop_from_page_cache
 from benchmarks.memory_cap import Cap, memory_cap
 from benchmarks.memory_parts import (
@@ -26,6 +27,7 @@ from benchmarks.memory_parts import (
 from benchmarks.memory_setup import (
     ALIKE,
     GIB,
+    STORAGE,
     Setup,
     check_identical,
     peak_gib,
@@ -34,7 +36,14 @@ from benchmarks.memory_setup import (
     step_s,
     turn_of,
 )
-from benchmarks.memory_spans import Measured, fresh_turn, limit_s, streamed_bytes, weight_bytes
+from benchmarks.memory_spans import (
+    WARM_UP,
+    Measured,
+    fresh_turn,
+    limit_s,
+    streamed_bytes,
+    weight_bytes,
+)
 from benchmarks.turns import Turns, ratio, take_turns
 from benchmarks.workers import Worker
 
@@ -44,22 +53,26 @@ SLOW_TOKENS = 2
 """Decode steps of a turn of peers that take seconds for each."""
 
 LLAMA = "llama.cpp"
+TRANSFORMERS = "transformers fp16"
+
+
+Engines = dict[str, tuple[Callable[[], Worker], int]]
+"""By name: what starts a process, and the decode steps of a turn."""
 
 
 def limited(setup: Setup) -> tuple[record.Result, Turns]:
     """Mapped weights with and without a limit of anonymous memory, beside peers."""
-    prompts = prompts_of(setup.config())
-    with ExitStack() as stack:
-        actions: dict[str, Callable[[], Steps]] = {}
-        alike = {}
-        for storage in setup.storage:
-            for name, limit in ((storage, None), (storage + LIMITED, LIMIT_BYTES)):
-                alike[name] = storage
-                worker = stack.enter_context(setup.ours(storage, data_limit=limit))
-                actions[name] = turn_of(worker, prompts, setup.tokens)
-        for name, worker in _slow_peers(setup).items():
-            actions[name] = turn_of(stack.enter_context(worker), prompts, SLOW_TOKENS)
-        turns = take_turns(actions, setup.rounds)
+    alike = {}
+    engines: Engines = {}
+    for storage in setup.storage:
+        for name, limit in ((storage, None), (storage + LIMITED, LIMIT_BYTES)):
+            alike[name] = storage
+            engines[name] = partial(setup.ours, storage, data_limit=limit), setup.tokens
+    peers = {name: (start, SLOW_TOKENS) for name, start in _slow_peers(setup).items()}
+    if setup.whole:  # memory has no room for all of them at a time, nor may the disk
+        turns = _one_after_another(setup, [engines, *({name: peers[name]} for name in peers)])
+    else:
+        turns = _one_after_another(setup, [engines | peers])
     check_identical(turns, alike)
     ours = turns.values(setup.storage[0] + LIMITED, step_s)
     rows = []
@@ -78,7 +91,8 @@ def limited(setup: Setup) -> tuple[record.Result, Turns]:
         samples=samples(turns),
         setting={"setup": str(setup)},
         notes=(
-            setup.note() + " Files are in the page cache.",
+            f"{setup.note()} {_turn_note(setup)} Files are in the page cache."
+            + (" Peers came one after the other, when ours had ended." if setup.whole else ""),
             f"Limited: RLIMIT_DATA at {LIMIT_BYTES // GIB} GiB beyond what the process has after"
             " its imports, so anonymous memory and stacks; mapped files and the page cache are not"
             " limited. Target: ≥ 0.95 of the same unlimited. All logits of rows with the same"
@@ -93,17 +107,32 @@ def limited(setup: Setup) -> tuple[record.Result, Turns]:
     return result, turns
 
 
-def _slow_peers(setup: Setup) -> dict[str, Worker]:
+def _turn_note(setup: Setup) -> str:
+    return f"{setup.tokens} decode steps a turn, behind the prompt and {WARM_UP} more."
+
+
+def _one_after_another(setup: Setup, groups: list[Engines]) -> Turns:
+    """The engines of a group take turns; the next group begins when they have ended."""
+    turns, prompts = Turns(in_turn=len(groups) == 1), prompts_of(setup.config())
+    for engines in groups:
+        with ExitStack() as stack:
+            actions = {
+                name: turn_of(stack.enter_context(start()), prompts, tokens)
+                for name, (start, tokens) in engines.items()
+            }
+            mine = take_turns(actions, setup.rounds)
+        turns.of |= mine.of
+        turns.rates += mine.rates
+    return turns
+
+
+def _slow_peers(setup: Setup) -> dict[str, Callable[[], Worker]]:
     """Those that read all weights anew for each token."""
-    found = {}
+    found: dict[str, Callable[[], Worker]] = {}
     if setup.has("accelerate"):
-        arguments = (setup.written_for, setup.folder, setup.threads)
-        worker = Worker("benchmarks.engine_memory:Offloaded", *arguments)
-        found["accelerate disk_offload bf16"] = worker
+        found["accelerate disk_offload bf16"] = setup.offloaded
     if setup.has("airllm"):
-        folder = setup.airllm_folder()
-        arguments = (setup.written_for, folder, setup.threads, setup.packages)
-        found["AirLLM fp16, patched"] = Worker("benchmarks.engine_memory:air_llm", *arguments)
+        found["AirLLM fp16, patched"] = setup.airllm
     return found
 
 
@@ -195,9 +224,13 @@ def quantised(setup: Setup) -> tuple[record.Result, Turns]:
     sizes: dict[str, float] = {}
     with ExitStack() as stack:
         actions: dict[str, Callable[[], Steps]] = {}
-        for storage in setup.storage:
+        for storage in _with_blocks(setup.storage):
             worker = stack.enter_context(setup.ours(storage))
             actions[f"ours {storage}"] = turn_of(worker, prompts, setup.tokens)
+        if setup.has("transformers"):
+            worker = stack.enter_context(setup.transformers())
+            actions[TRANSFORMERS] = turn_of(worker, prompts, setup.tokens)
+            sizes[TRANSFORMERS] = step_bytes(setup.config(), 0, adapters=False)
         for storage in filter(setup.storage.__contains__, ALIKE if setup.has("llama") else ()):
             name = f"{LLAMA} {ALIKE[storage]}"
             worker = stack.enter_context(setup.llama(ALIKE[storage]))
@@ -218,11 +251,12 @@ def quantised(setup: Setup) -> tuple[record.Result, Turns]:
         samples=samples(turns),
         setting={"setup": str(setup)},
         notes=(
-            setup.note() + " Everything is in memory; engines stay and take turns.",
-            "int8: a scale for each row; int4: one for 32 weights. All matrices but the word"
-            " embedding unless the row says otherwise; llama.cpp's head too (its own tool would"
-            " give it 6 bits with Q4_0). What that costs in quality: 'Quality of quantised"
-            " weights'. llama.cpp runs its phi2 at GPT-J's sizes, which has no adapters.",
+            f"{setup.note()} {_turn_note(setup)} Everything is in memory; engines stay.",
+            "int8: a scale for each row; int4: one for 32 weights. Of all matrices but the word"
+            " embedding, llama.cpp's head too (its own tool would give it 6 bits with Q4_0);"
+            " 'blocks': head and adapters stay in float16. What that costs in quality: 'Quality of"
+            " quantised weights'. llama.cpp runs its phi2 at GPT-J's sizes; it and transformers"
+            " have no adapters.",
             "Milliseconds: median / least of the rounds' medians. 'Ours / it': our tokens/s with"
             " as many bits over its own.",
             "Targets: int8 ≥ 1.6 × our float16 and ≥ 1.3 × llama.cpp Q8_0; int4 ≥ 2.3 × and ≥ 1.3"
@@ -233,10 +267,17 @@ def quantised(setup: Setup) -> tuple[record.Result, Turns]:
     return result, turns
 
 
+def _with_blocks(storage: tuple[str, ...]) -> list[str]:
+    """Each, and the same with head and adapters in float16."""
+    also = (f"{name} blocks" for name in storage)
+    return [*storage, *(name for name in also if name in STORAGE)]
+
+
 def _quantised_row(name: str, turns: Turns, size: float, setup: Setup) -> tuple[str, ...]:
     seconds = turns.values(name, step_s)
     shares = [size / turn.read_gb_per_s / 1e9 / step_s(turn.value) for turn in turns.of[name]]
-    peer = {f"{LLAMA} {theirs}": f"ours {storage}" for storage, theirs in ALIKE.items()}.get(name)
+    alike = {f"{LLAMA} {theirs}": f"ours {storage}" for storage, theirs in ALIKE.items()}
+    peer = (alike | {TRANSFORMERS: f"ours {setup.storage[0]}"}).get(name)
     beside = "-" if peer is None else f"{ratio(seconds, turns.values(peer, step_s)):.2f}"
     return (
         name,

@@ -42,6 +42,7 @@ PEERS = {
     "accelerate": ("accelerate",),
     "airllm": ("airllm",),
     "llama": ("xllamacpp", "gguf"),
+    "transformers": ("transformers",),
 }
 """Other engines, and the packages that each needs."""
 
@@ -156,14 +157,6 @@ class Setup:
             part.rename(path)
         return path
 
-    def airllm_folder(self) -> Path:
-        """AirLLM's folder, which is written if it is not there."""
-        folder = self.file("airllm")
-        if not folder.exists():
-            arguments = (folder, self.written_for, self.packages)
-            Worker("benchmarks.engine_memory:write_airllm_folder", *arguments).close()
-        return folder
-
     def delete_files(self) -> None:
         """Removes all of them."""
         for path in self.folder.glob(f"{self.preset}_{self.blocks}_*"):
@@ -206,6 +199,24 @@ class Setup:
             environment={f"POPXL_TORCH_{n.upper()}": str(value) for n, value in settings.items()},
             launcher=cap and cap.launcher,
         )
+
+    def transformers(self) -> Worker:
+        """A process with transformers, all weights in memory."""
+        return Worker("benchmarks.engine_memory:Resident", self.written_for, self.threads)
+
+    def offloaded(self) -> Worker:
+        """A process with accelerate, which deletes its files."""
+        arguments = (self.written_for, self.folder, self.threads)
+        return Worker("benchmarks.engine_memory:Offloaded", *arguments)
+
+    def airllm(self) -> Worker:
+        """A process with AirLLM, whose folder is written if it is not there."""
+        folder = self.file("airllm")
+        if not folder.exists():
+            arguments = (folder, self.written_for, self.packages)
+            Worker("benchmarks.engine_memory:write_airllm_folder", *arguments).close()
+        arguments = (self.written_for, folder, self.threads, self.packages)
+        return Worker("benchmarks.engine_memory:air_llm", *arguments)
 
     def llama(self, storage: str, cap: Cap | None = None) -> Worker:
         """A process with llama.cpp."""
