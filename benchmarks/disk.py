@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import random
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def read_gb_per_s(
 
         def read(_: int) -> int:
             """One of those that read at a time; bytes that count."""
-            memory, total = mmap.mmap(-1, PIECE_BYTES), 0
+            memory, total = _large_page(), 0
             while time.perf_counter() < end:
                 file, place = pieces[next(order) % len(pieces)]
                 size = os.preadv(file, [memory], place)
@@ -56,6 +57,16 @@ def read_gb_per_s(
 
         with ThreadPoolExecutor(IN_FLIGHT) as threads:
             return sum(threads.map(read, range(IN_FLIGHT))) / span_s / 1e9
+
+
+def _large_page() -> memoryview:
+    """Memory for a piece, in large pages where there are some: a disk may give a third without."""
+    memory = mmap.mmap(-1, 2 * PIECE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PIECE_BYTES
+    return memoryview(memory)[start : start + PIECE_BYTES]
 
 
 @contextmanager

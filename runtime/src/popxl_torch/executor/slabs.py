@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -67,8 +68,16 @@ def _joined(parts: Iterable[FileRange]) -> list[FileRange]:
 
 
 def empty_pages(num_bytes: int) -> mmap.mmap:
-    """Anonymous memory of the host, which begins at a page."""
-    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Anonymous memory of the host, which begins at a page; in large pages where there are some.
+
+    A direct read names each page that it fills: with pages of 4 KiB a disk that gives 3.5 GB/s was
+    seen to give 1.2.
+    """
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel may be built without
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def open_files(slabs: Iterable[HostSlab], direct: bool) -> FileReader:
