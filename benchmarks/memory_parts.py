@@ -46,8 +46,8 @@ LIMIT_NOTE = (
     "Limit: the longest of what the disk takes for all bytes that are not in memory, memory for all"
     " bytes that a step uses, and arithmetic (at the rate of a float32 product) where sequences are"
     " many. Rates are taken just before and just behind a few steps in a row: direct reads (4 MiB,"
-    " 4 under way, 2 s after 1 s that does not count), memory, products. The disk drifts by a"
-    f" factor of 3: where its two rates differ by more than {STEADY - 1:.0%}, steps do not count."
+    " 4 under way, into large pages, 2 s after 1 s that does not count), memory, products. Where"
+    f" the disk's two rates differ by more than {STEADY - 1:.0%}, the steps do not count."
 )
 
 

@@ -1,8 +1,8 @@
 """Steps between two tests of the machine, and what it allows: the limit.
 
-A disk that others use as well drifts by a factor of three within a minute, so a rate that was taken
-a minute ago says nothing. What the disk gives is measured just before and just behind a few steps
-in a row, and where the two differ much, the steps do not count.
+A machine drifts, and others use its disk as well, so a rate that was taken a minute ago says
+little. What the disk gives is measured just before and just behind a few steps in a row, and where
+the two differ much, the steps do not count.
 """
 
 from __future__ import annotations
