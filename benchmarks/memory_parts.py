@@ -42,6 +42,9 @@ PROCESS_BYTES = GIB // 2
 CONTEXT = 300
 """Positions for which sequences of a batch have keys and values."""
 
+AT_ONCE = 4
+"""Of prompts that differ: activations of more would take the room of weights, keys and values."""
+
 LIMIT_NOTE = (
     "Limit: the longest of what the disk takes for all bytes that are not in memory, memory for all"
     " bytes that a step uses, and arithmetic (at the rate of a float32 product) where sequences are"
@@ -160,6 +163,7 @@ def batches(setup: Setup) -> tuple[record.Result, Turns]:
         for storage in setup.storage:
             for batch in setup.batches:
                 config = setup.config(CONTEXT - setup.config().image_tokens, batch)
+                config.transformer.execution.prompts_at_once = AT_ONCE
                 length = CONTEXT - 1 - steps_of_turn(setup.spans, setup.tokens)
                 (text, *_) = prompts_of(config, length - config.image_tokens)
                 # One for all: reading it is not what is measured.
@@ -192,9 +196,9 @@ def batches(setup: Setup) -> tuple[record.Result, Turns]:
             f"{setup.note()} {spans_note(setup)} It has a budget of {budget / GIB:.1f} GiB and"
             f" {cap_note(cap)}.",
             f"Each sequence has room for keys and values of {CONTEXT} positions, {length} of them"
-            " of a prompt, the same for all. What the budget has room for displaces weights, the"
-            " rest lies in a file. Read: planned, from the disk in a step; measured: both, as the"
-            " system says.",
+            " of a prompt, the same for all (of prompts that differ, the session would read"
+            f" {AT_ONCE} at once). What the budget has room for displaces weights, the rest lies in"
+            " a file. Read: planned, from the disk in a step; measured: both, as the system says.",
             LIMIT_NOTE + " Target: ≥ 0.90 of it.",
         ),
         command=setup.command("batches"),
