@@ -16,20 +16,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from config.config import MagmaConfig
 from config.parsing import parse_config
 from utils.checkpoint import open_checkpoint
 from utils.checkpoint_sources import RELEASE_PRESET
 from utils.errors import UserError
 from utils.folder_layout import QUANTISABLE
-from utils.model_folder import verify_model_folder
+from utils.model_folder import folder_config, is_model_folder, verify_model_folder
 from utils.model_folder_rows import STORAGES, Storage
 from utils.model_folder_writer import write_model_folder
 from utils.program import run_program
 
 _EXAMPLES = """\
 The checkpoint may be the published file, a safetensors file, an index or another model folder.
---config says which model it is, as for run_inference.py. OUT appears when it is complete; until
-then OUT.partial holds what is finished, and the same command goes on after an interruption.
+--config says which model it is, as for run_inference.py; a model folder says so itself. OUT
+appears when it is complete; until then OUT.partial holds what is finished, and the same command
+goes on after an interruption.
 """
 
 
@@ -55,8 +57,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _default_config(words: Sequence[str]) -> str | MagmaConfig:
+    """What holds without --config: what the first model folder that is named says, or a preset."""
+    folders = (Path(word) for word in words if is_model_folder(Path(word)))
+    first = next(folders, None)
+    return RELEASE_PRESET if first is None else folder_config(first)
+
+
 def _run(argv: Sequence[str] | None) -> None:
-    config, options = parse_config(argv, RELEASE_PRESET, _add_options, __doc__, _EXAMPLES)
+    words = sys.argv[1:] if argv is None else argv
+    config, options = parse_config(words, _default_config(words), _add_options, __doc__, _EXAMPLES)
     if options.verify is not None:
         if options.checkpoint is not None:
             raise UserError("--verify stands alone: it takes the folder and nothing else")

@@ -9,6 +9,7 @@ import pytest
 from config.parsing import load_preset
 from execution.convert import main
 from utils.checkpoint_writer import write_random_checkpoint
+from utils.model_folder import folder_config
 
 
 @pytest.fixture
@@ -27,6 +28,13 @@ def test_it_converts_and_verifies(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"wrote {out}: ")
     assert lines[1].endswith("tensors are as they were written")
+
+
+def test_a_model_folder_says_which_model_it_is(tmp_path: Path, checkpoint: Path) -> None:
+    first, second = tmp_path / "float32", tmp_path / "int8"
+    assert main([str(checkpoint), str(first), "--config", "tiny", "--dtype", "float32"]) == 0
+    assert main([str(first), str(second), "--dtype", "int8"]) == 0
+    assert folder_config(second) == folder_config(first)
 
 
 @pytest.mark.parametrize(
