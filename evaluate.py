@@ -5,9 +5,10 @@ python evaluate.py captions data/coco_val --model magma_v1_500 --out results/coc
 
 from __future__ import annotations
 
-import utils.interrupts  # noqa: F401 - before all others
+if __name__ == "__main__":
+    from utils.interrupts import end_quietly
 
-# isort: split
+    end_quietly()  # if Ctrl-C comes during the imports below
 
 import argparse
 import json

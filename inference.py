@@ -5,9 +5,10 @@ python inference.py --config magma_v1_1024
 
 from __future__ import annotations
 
-import utils.interrupts  # noqa: F401 - before all others
+if __name__ == "__main__":
+    from utils.interrupts import end_quietly
 
-# isort: split
+    end_quietly()  # if Ctrl-C comes during the imports below
 
 import argparse
 import sys

@@ -10,9 +10,10 @@ A notebook uses the two functions::
 
 from __future__ import annotations
 
-import utils.interrupts  # noqa: F401 - before all others
+if __name__ == "__main__":
+    from utils.interrupts import end_quietly
 
-# isort: split
+    end_quietly()  # if Ctrl-C comes during the imports below
 
 import logging
 import os

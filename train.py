@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import utils.interrupts  # noqa: F401 - before all others
+if __name__ == "__main__":
+    from utils.interrupts import end_quietly
 
-# isort: split
+    end_quietly()  # if Ctrl-C comes during the imports below
 
 import sys
 from collections.abc import Sequence

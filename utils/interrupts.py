@@ -1,6 +1,6 @@
 """Ctrl-C while a program imports its modules, which takes a second: it ends without a traceback.
 
-Programs import this module before all others; once they run, `utils.program.run_program` answers.
+Once a program runs, `utils.program.run_program` answers.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-_report = sys.excepthook
 
+def end_quietly() -> None:
+    """From now on an interrupt that nothing catches ends the process without a word."""
+    report = sys.excepthook
 
-def _report_others(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        _report(kind, error, traceback)
+    def report_others(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            report(kind, error, traceback)
 
-
-sys.excepthook = _report_others
+    sys.excepthook = report_others

@@ -20,15 +20,17 @@ PROGRAMS = (
 )
 
 
-def _after_first_import(module: str, raised: str) -> subprocess.CompletedProcess[str]:
-    """Imports a program in whose imports something is raised once they ask for `config`."""
+def _after_first_import(
+    module: str, raised: str, name: str = "__main__"
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program in whose imports something is raised once they ask for `config`."""
     code = (
-        "import sys, builtins\n"
+        "import runpy, sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
         f"        if name.startswith('config.'): raise {raised}\n"
         "sys.meta_path.insert(0, Finder())\n"
-        f"import {module}"
+        f"runpy.run_module('{module}', run_name='{name}')"
     )
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -46,3 +48,8 @@ def test_other_errors_of_imports_are_told() -> None:
     ended = _after_first_import("run_inference", "ZeroDivisionError")
     assert ended.returncode == 1
     assert "ZeroDivisionError" in ended.stderr
+
+
+def test_who_imports_a_program_as_a_module_sees_interrupts() -> None:
+    ended = _after_first_import("run_inference", "KeyboardInterrupt", name="run_inference")
+    assert "KeyboardInterrupt" in ended.stderr
