@@ -43,6 +43,7 @@ def parse() -> tuple[Setup, argparse.Namespace]:
     parser.add_argument("--budgets", type=int, nargs="+", default=[2, 4, 8, 16], help="in GiB")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64])
     parser.add_argument("--storage", nargs="+", choices=STORAGE, default=list(ALIKE))
+    parser.add_argument("--kv-dtype", help="of keys and values, such as int8")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="see gpu.py")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -59,6 +60,7 @@ def parse() -> tuple[Setup, argparse.Namespace]:
         budgets=tuple(options.budgets),
         batches=tuple(options.batches),
         storage=tuple(options.storage),
+        kv_dtype=options.kv_dtype,
         peers=tuple(options.peers),
         folder=options.folder,
         packages=options.packages,

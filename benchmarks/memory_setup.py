@@ -62,6 +62,7 @@ class Setup:
         budgets: In GiB.
         batches: Sequences of a run.
         storage: Keys of STORAGE.
+        kv_dtype: Of keys and values; None for the model's.
         peers: Keys of PEERS.
         packages: Folder with packages of peers that are not installed, if any.
     """
@@ -76,6 +77,7 @@ class Setup:
     budgets: tuple[int, ...] = ()
     batches: tuple[int, ...] = ()
     storage: tuple[str, ...] = tuple(ALIKE)
+    kv_dtype: str | None = None
     peers: tuple[str, ...] = ()
     packages: Path | None = None
 
@@ -97,21 +99,27 @@ class Setup:
             batch: Sequences.
         """
         needed = PROMPT_TOKENS + 1 + steps_of_turn(self.spans, self.tokens)
-        return model_slice(self.preset, self.blocks, text_tokens or needed, 1, batch, encoder=False)
+        text_tokens = text_tokens or needed
+        config = model_slice(self.preset, self.blocks, text_tokens, 1, batch, encoder=False)
+        config.transformer.execution.kv_dtype = self.kv_dtype
+        return config
 
     def bench(self, part: str) -> str:
-        """The name of a benchmark: other weights are another one."""
+        """The name of a benchmark: other weights, keys and values are another one."""
         weights = "" if self.storage == tuple(ALIKE) else f"_{'_'.join(self.storage)}"
-        return f"bench_memory_{part}" + ("_whole" if self.whole else "") + weights
+        kept = "" if self.kv_dtype is None else f"_kv_{self.kv_dtype}"
+        return f"bench_memory_{part}" + ("_whole" if self.whole else "") + weights + kept
 
     def title(self, text: str) -> str:
         """A title that says what ran."""
-        return f"{text}: {'the whole model' if self.whole else f'{self.blocks} blocks'}"
+        kept = "" if self.kv_dtype is None else f", keys and values in {self.kv_dtype}"
+        return f"{text}{kept}: {'the whole model' if self.whole else f'{self.blocks} blocks'}"
 
     def command(self, part: str) -> str:
         """How a part is run."""
         weights = "" if self.storage == tuple(ALIKE) else f" --storage {' '.join(self.storage)}"
-        return f"bench_memory --blocks {self.blocks} --parts {part}{weights}"
+        kept = "" if self.kv_dtype is None else f" --kv-dtype {self.kv_dtype}"
+        return f"bench_memory --blocks {self.blocks} --parts {part}{weights}{kept}"
 
     def note(self) -> str:
         """What ran."""

@@ -24,7 +24,7 @@ Points = dict[str, list[tuple[float, float, float]]]
 """By weights: budget or number of sequences, tokens a second, and what the limit allows."""
 
 
-def points(content: dict[str, Any]) -> Points:
+def points_of(content: dict[str, Any]) -> Points:
     """The rows of a table whose first cell names weights and a number."""
     column = content["columns"].index("limit, tokens/s")
     found: Points = {}
@@ -65,8 +65,10 @@ def picture(results: dict[str, dict[str, Any]], path: Path) -> None:
     ):
         series: Points = {}
         for name, content in results.items():
-            if name.startswith(f"bench_memory_{part}_whole"):
-                series |= points(content)
+            bench, _, kept = name.partition("_kv_")
+            if bench.startswith(f"bench_memory_{part}_whole"):
+                label = f", keys and values {kept}" if kept else ""
+                series |= {f"{of}{label}": points for of, points in points_of(content).items()}
         if series:
             parts[heading] = series
     size = (5.5 * max(1, len(parts)), 4)

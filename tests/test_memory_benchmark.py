@@ -221,14 +221,24 @@ def test_a_start_is_measured(setup: Setup):
     assert 0 <= size < 1 << 30
 
 
+def test_other_keys_and_values_are_another_benchmark(tmp_path: Path):
+    setup = Setup("tiny", 2, 1, tmp_path, 1, storage=("int8",), kv_dtype="int8")
+    assert setup.config().transformer.execution.kv_dtype == "int8"
+    assert setup.bench("batches") == "bench_memory_batches_whole_int8_kv_int8"
+    assert setup.command("batches").endswith("--storage int8 --kv-dtype int8")
+    assert setup.title("Decode") == "Decode, keys and values in int8: the whole model"
+
+
 def test_a_picture_has_what_was_measured(tmp_path: Path):
     columns = ("weights, budget", "tokens/s", "limit, tokens/s")
     rows = [("int8, 4 GiB", "2", "2.5"), ("int8, 2 GiB", "1", "1.2"), ("int8, mapped", "9", "9")]
     content = {"columns": columns, "rows": rows}
-    assert plot_memory.points(content) == {"int8": [(2.0, 1.0, 1.2), (4.0, 2.0, 2.5)]}
+    assert plot_memory.points_of(content) == {"int8": [(2.0, 1.0, 1.2), (4.0, 2.0, 2.5)]}
+    names = ("bench_memory_budgets_whole", "bench_memory_budgets_whole_kv_int8")
     for name in ("one.svg", "two.svg"):
-        plot_memory.picture({"bench_memory_budgets_whole": content}, tmp_path / name)
+        plot_memory.picture(dict.fromkeys(names, content), tmp_path / name)
     one, two = ((tmp_path / name).read_text() for name in ("one.svg", "two.svg"))
     assert one == two
-    assert "int8" in one
+    assert "<!-- int8 -->" in one
+    assert "<!-- int8, keys and values int8 -->" in one
     assert "several sequences" not in one
