@@ -82,6 +82,13 @@ def measure_rates(repeats: int = 5) -> Rates:
     )
 
 
+def int8_gops(repeats: int = 5) -> float:
+    """Integer operations a second, in 1e9, of a matmul of 8 bits."""
+    a, b = torch.ones(2, MATMUL_SIZE, MATMUL_SIZE, dtype=torch.int8)
+    seconds = statistics.median(timed(lambda: torch._int_mm(a, b), repeats))
+    return round(2 * MATMUL_SIZE**3 / seconds / 1e9, 1)
+
+
 def _on_linux() -> bool:
     return platform.system() == "Linux"
 

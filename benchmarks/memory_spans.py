@@ -46,6 +46,7 @@ class Frame:
 
     disk_gb_per_s: float
     rates: machine.Rates
+    int8_gops: float
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def fresh_turn(
     def frame() -> Frame:
         # Reading first: what the engine reads ahead for its next step ends meanwhile.
         disk = direct_read_gb_per_s(files) if reads else math.inf
-        return Frame(disk, machine.measure_rates(REPEATS))
+        return Frame(disk, machine.measure_rates(REPEATS), machine.int8_gops(REPEATS))
 
     found: list[Span] = []
     with start() as worker:
@@ -180,19 +181,26 @@ def disk_bytes(plan: Mapping[str, Any], filled: float = 1.0) -> float:
     return streamed_bytes(plan) + filled * kept_bytes(plan, "file")
 
 
-def limit_s(span: Span, flops: float = 0.0, filled: float = 0.0) -> float:
+def limit_s(
+    span: Span, flops: float = 0.0, filled: float = 0.0, int8_products: bool = False
+) -> float:
     """Seconds of a step at the rates of disk, memory and arithmetic around it: the longest of what
     each of them takes.
 
     Args:
         span: With a plan.
-        flops: Floating-point operations of a step.
+        flops: Operations of a step.
         filled: See :func:`disk_bytes`.
+        int8_products: Whether activations have 8 bits in products, as with weights of 4.
     """
-    plan, rates = span.steps.plan, (span.before.rates, span.after.rates)
+    plan, frames = span.steps.plan, (span.before, span.after)
+    read = mean(frame.rates.read_gb_per_s for frame in frames)
+    products = mean(
+        frame.int8_gops if int8_products else frame.rates.matmul_gflops for frame in frames
+    )
     kept = kept_bytes(plan, "memory") + kept_bytes(plan, "file")
     return max(
         disk_bytes(plan, filled) / span.disk_gb_per_s / 1e9,
-        (weight_bytes(plan) + filled * kept) / mean(r.read_gb_per_s for r in rates) / 1e9,
-        flops / mean(r.matmul_gflops for r in rates) / 1e9,
+        (weight_bytes(plan) + filled * kept) / read / 1e9,
+        flops / products / 1e9,
     )

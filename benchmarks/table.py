@@ -32,11 +32,12 @@ products of bfloat16, which multiplies faster but reads memory no faster:
 
 Held to AVX2, two rounds in which the machine drifted (llama.cpp came out above the bandwidth), 6
 sequences (3.42 of 3.5 times one) and decoding beside transformers and llama.cpp fell short.
-llama.cpp reads its int8 and int4 weights at 0.92 and 0.96 of the bandwidth, so 1.3 times its speed
-is out of reach with as many bytes. Opening the whole model is building its program, in Python:
-1.4 s of the 1 s that were aimed at; transformers maps its file too, and builds nothing.
-The disk gives 2.5 to 3 GB/s in bursts and 1.1 for long, so rows that read from it may exceed a
-limit that was measured before and after them; between rows of one table only the bytes compare.
+Weights of 8 and 4 bits: ours are as fast as llama.cpp's, 1.3 times as fast was aimed at; both wait
+for memory. transformers starts sooner: it maps its file too, and builds no program.
+
+The disk gives 3.3 to 3.7 GB/s to direct reads into large pages, whose rate is the limit, and less
+than half of that through pages of 4 KiB, such as those of the page cache. So 64 sequences, whose
+keys and values lie in a file in part, reach half of the limit; nothing read ahead costs a sixth.
 """
 
 

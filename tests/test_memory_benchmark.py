@@ -52,7 +52,7 @@ def steps(logits: str = "", plan: dict | None = None) -> Steps:
 
 def span(before: float, after: float, seconds: float = 1.0) -> Span:
     taken = Steps([seconds], 0, 0.0, "", PLAN)
-    return Span(taken, Frame(before, RATES), Frame(after, RATES))
+    return Span(taken, Frame(before, RATES, 400.0), Frame(after, RATES, 400.0))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,9 @@ def span(before: float, after: float, seconds: float = 1.0) -> Span:
 def test_the_limit_is_what_the_slowest_of_disk_memory_and_arithmetic_allows(
     rate: float, flops: float, filled: float, limit: float
 ):
-    assert memory_spans.limit_s(span(0.75 * rate, 1.25 * rate), flops, filled) == limit
+    taken = span(0.75 * rate, 1.25 * rate)
+    assert memory_spans.limit_s(taken, flops, filled) == limit
+    assert memory_spans.limit_s(taken, 4 * flops, filled, int8_products=True) == limit
 
 
 def test_steps_count_where_the_disk_was_steady():
@@ -83,6 +85,7 @@ def test_a_turn_goes_on_until_enough_spans_are_steady(
     rates = iter([1.0, 2.0, 2.1, 2.0, 9.0])
     monkeypatch.setattr(memory_spans, "direct_read_gb_per_s", lambda _: next(rates))
     monkeypatch.setattr(memory_spans.machine, "measure_rates", lambda _: RATES)
+    monkeypatch.setattr(memory_spans.machine, "int8_gops", lambda _: 400.0)
     start = partial(Worker, "tests.test_memory_benchmark:Counting")
     taken = memory_spans.fresh_turn(start, tmp_path, [[1, 2]], spans=2, tokens=3)
     assert [s.steady for s in taken.spans] == [False, True, True]
