@@ -47,10 +47,10 @@ AT_ONCE = 4
 
 LIMIT_NOTE = (
     "Limit: the longest of what the disk takes for all bytes that are not in memory, memory for all"
-    " bytes that a step uses, and arithmetic where sequences are many (at the rate of a product of"
-    " float32; with int4 weights of int8, which activations are rounded to). Rates are taken just"
-    " before and just behind a few steps in a row: direct reads (4 MiB, 4 under way, into large"
-    " pages, 2 s after 1 s that does not count), memory, products. Where"
+    " bytes that a step uses, and arithmetic where sequences are many, at the rate of the machine's"
+    " fastest products, which are of int8. Rates are taken just before and just behind a few steps"
+    " in a row: direct reads (4 MiB, 4 under way, into large pages, 2 s after 1 s that does not"
+    " count), memory, products. Where"
     f" the disk's two rates differ by more than {STEADY - 1:.0%}, the steps do not count."
 )
 
@@ -217,8 +217,7 @@ def cap_note(cap: object) -> str:
 def _batch_row(name: str, config: MagmaConfig, turns: Turns, filled: float) -> tuple[str, ...]:
     spans = spans_of(turns, name)
     plan, seconds = spans[0].steps.plan, median(turns.values(name, step_s))
-    flops, int8 = config.batch * token_flops(config), name.startswith("int4")
-    limits = [limit_s(span, flops, filled, int8_products=int8) for span in spans]
+    limits = [limit_s(span, config.batch * token_flops(config), filled) for span in spans]
     return (
         name,
         f"{config.batch / seconds:.3g}",

@@ -181,26 +181,21 @@ def disk_bytes(plan: Mapping[str, Any], filled: float = 1.0) -> float:
     return streamed_bytes(plan) + filled * kept_bytes(plan, "file")
 
 
-def limit_s(
-    span: Span, flops: float = 0.0, filled: float = 0.0, int8_products: bool = False
-) -> float:
+def limit_s(span: Span, products: float = 0.0, filled: float = 0.0) -> float:
     """Seconds of a step at the rates of disk, memory and arithmetic around it: the longest of what
     each of them takes.
 
     Args:
         span: With a plan.
-        flops: Operations of a step.
+        products: Operations of a step's products. Those of 8 bits, the fastest that the machine
+            has, are what bounds them.
         filled: See :func:`disk_bytes`.
-        int8_products: Whether activations have 8 bits in products, as with weights of 4.
     """
     plan, frames = span.steps.plan, (span.before, span.after)
     read = mean(frame.rates.read_gb_per_s for frame in frames)
-    products = mean(
-        frame.int8_gops if int8_products else frame.rates.matmul_gflops for frame in frames
-    )
     kept = kept_bytes(plan, "memory") + kept_bytes(plan, "file")
     return max(
         disk_bytes(plan, filled) / span.disk_gb_per_s / 1e9,
         (weight_bytes(plan) + filled * kept) / read / 1e9,
-        flops / products / 1e9,
+        products / mean(frame.int8_gops for frame in frames) / 1e9,
     )
