@@ -10,6 +10,7 @@ import numpy as np
 
 from popxl_torch.ir.records import Spec
 from popxl_torch.plan.steps import Step
+from popxl_torch.plan.windows import Window
 
 if TYPE_CHECKING:
     from popxl_torch.executor.device_slots import Link
@@ -81,7 +82,7 @@ class Backend(Protocol):
         an array of the host's, or what a :class:`Link` leases."""
         ...
 
-    def bring(self, tensor: Any, window: Sequence[tuple[int, int]]) -> Any:
+    def bring(self, tensor: Any, window: Window) -> Any:
         """A tensor of the device like a row-major one of the host's, of which only a window is
         copied, from a start to a stop on each of the last axes; queued among the work."""
         ...

@@ -12,6 +12,7 @@ import numpy as np
 from popxl_torch.ir.records import Spec
 from popxl_torch.plan.memory import spec_bytes
 from popxl_torch.plan.steps import Step
+from popxl_torch.plan.windows import Window
 
 if TYPE_CHECKING:
     from popxl_torch.executor.device_slots import Link
@@ -93,7 +94,7 @@ class NullBackend:
         """The tensor."""
         return tensor
 
-    def bring(self, tensor: NullTensor, window: Sequence[tuple[int, int]]) -> NullTensor:
+    def bring(self, tensor: NullTensor, window: Window) -> NullTensor:
         """The tensor."""
         return tensor
 

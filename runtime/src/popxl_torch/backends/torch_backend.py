@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from popxl_torch.kernels.native import native
 from popxl_torch.kernels.quantised import QuantisedTensor, from_storage
 from popxl_torch.kernels.storage import storage_dtype
 from popxl_torch.plan.steps import Operand, Step
+from popxl_torch.plan.windows import Window, pieces
 from popxl_torch.settings import Settings
 
 if TYPE_CHECKING:
@@ -180,12 +181,17 @@ class TorchBackend:
                 return tensor.with_parts([_seen_at(part, memory, place) for part, place in parts])
             return _seen_at(tensor, memory, places[0])
 
-    def bring(self, tensor: torch.Tensor, window: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Laid out as the tensor is, so that kernels do the same with it."""
+    def bring(self, tensor: torch.Tensor, window: Window) -> torch.Tensor:
+        """Laid out as the tensor is, so that kernels do the same with it. A copy is of what lies in
+        a piece: others go through further memory of the host, which is filled before its turn."""
         result = torch.empty_like(tensor, device=self.device)
-        parts = zip(_runs(result, window), _runs(tensor, window), strict=True)
-        for target, source in parts:
-            target.copy_(source, non_blocking=True)
+        lead = tensor.shape[: tensor.dim() - len(window)]
+        starts, length = pieces(tensor.shape, (*((0, size) for size in lead), *window))
+        target, source = result.view(-1), tensor.view(-1)
+        for start in starts:
+            target.narrow(0, start, length).copy_(
+                source.narrow(0, start, length), non_blocking=True
+            )
         return result
 
     def has_lead(self, tensor: torch.Tensor, spec: Spec) -> bool:
@@ -381,21 +387,6 @@ def _seen_at(tensor: torch.Tensor, memory: Any, place: int) -> torch.Tensor:
     end = place + (max(last, 0) + 1) * tensor.element_size()
     elements: torch.Tensor = memory[place:end].view(tensor.dtype)
     return elements.as_strided(tensor.shape, tensor.stride())
-
-
-def _runs(tensor: torch.Tensor, window: Sequence[tuple[int, int]]) -> Iterator[torch.Tensor]:
-    """The parts of a window that lie in a piece: copies of others go through further memory of the
-    host, which is filled before its turn comes."""
-    lead = tensor.dim() - len(window)
-    cuts = [
-        (axis, start, stop - start)
-        for axis, (start, stop) in enumerate(window, lead)
-        if stop - start < tensor.shape[axis]
-    ]
-    for cut in cuts:
-        tensor = tensor.narrow(*cut)
-    outer = cuts[-1][0] if cuts else 0
-    return (tensor[index] for index in np.ndindex(*tensor.shape[:outer]))
 
 
 def _layout(tensor: torch.Tensor) -> tuple[object, ...]:

@@ -19,11 +19,12 @@ from collections.abc import Collection
 from typing import Any
 
 from popxl_torch.backends.base import Backend
-from popxl_torch.executor.spill import Spill, Window
+from popxl_torch.executor.spill import Spill
 from popxl_torch.executor.streaming import Streamer
 from popxl_torch.executor.trace import Trace
 from popxl_torch.ir.errors import popart_runtime_error
 from popxl_torch.ir.records import Buffer
+from popxl_torch.plan.windows import Window
 
 
 class RemoteStore:

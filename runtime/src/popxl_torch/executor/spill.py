@@ -30,9 +30,7 @@ from popxl_torch.executor.device_slots import Link, pinned
 from popxl_torch.executor.slabs import Entry, empty_pages
 from popxl_torch.ir.errors import OutOfMemoryException
 from popxl_torch.plan.memory import spec_bytes
-
-Window = tuple[tuple[int, int], ...]
-"""A start and a stop on each axis."""
+from popxl_torch.plan.windows import Window, pieces
 
 _AT_ONCE = 1 << 19
 """Bytes that the system is asked for at once: of more it may read a part only."""
@@ -89,7 +87,7 @@ class Spill:
             return
         spec, size = entry[0].spec, self.sizes[following]
         copies = size // max(1, spec_bytes(spec))
-        starts, length = _runs((copies, *spec.shape), ((0, copies), *reads))
+        starts, length = pieces((copies, *spec.shape), ((0, copies), *reads))
         item = size // math.prod((copies, *spec.shape))
         place = self._places[following]
         self._file.expect([place + item * start for start in starts], item * length)
@@ -143,16 +141,3 @@ class _File:
         """End the thread. What is mapped stays."""
         self._thread.shutdown(cancel_futures=True)
         self._close()
-
-
-def _runs(shape: Sequence[int], window: Window) -> tuple[list[int], int]:
-    """Where a window's pieces begin in a row-major array, counted in elements, and the length of
-    each."""
-    cut = [n for n, part in enumerate(zip(window, shape, strict=True)) if part[0] != (0, part[1])]
-    axis = cut[-1] if cut else 0
-    begins = np.zeros(1, np.int64)
-    for n, (start, stop) in enumerate(window[: axis + 1]):
-        places = np.arange(start, stop if n < axis else start + 1) * math.prod(shape[n + 1 :])
-        begins = np.add.outer(begins, places).ravel()
-    start, stop = window[axis]
-    return begins.tolist(), (stop - start) * math.prod(shape[axis + 1 :])
